@@ -1,0 +1,63 @@
+"""2-D relative self-attention as functions of F: one signature, several backends.
+
+Bello et al. 2019, "Attention Augmented Convolutional Networks" (arXiv 1904.09925), sections 3.1
+and 3.2. For a query at pixel i = (iy, ix) and a key at j = (jy, jx), with d key channels a head:
+
+    logits[i, j] = (q_i.k_j + q_i.rel_w[jx - ix + W - 1] + q_i.rel_h[jy - iy + H - 1]) / sqrt(d)
+    output[i]    = sum_j softmax_j(logits[i, j]) v_j
+"""
+from typing import Any, Callable, Dict, Tuple
+
+from gluon_aa.attention import folded, reference
+from gluon_aa.errors import UsageError, unknown
+
+#: Backend name -> the function that implements it.
+BACKENDS: Dict[str, Callable[..., Any]] = {
+    'reference': reference.attend,
+    'folded': folded.attend,
+}
+
+#: What `attention_backend` may be.
+BACKEND_NAMES: Tuple[str, ...] = ('auto', *BACKENDS)
+
+
+def resolve_backend(name: str) -> str:
+    """The backend that `name` stands for: `auto` is the fastest one that runs here.
+
+    Raises:
+        UsageError: `name` is not in `BACKEND_NAMES`.
+    """
+    if name not in BACKEND_NAMES:
+        raise unknown('attention backend', name, BACKEND_NAMES)
+    return 'folded' if name == 'auto' else name
+
+
+def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,
+                       key_channels: int, value_channels: int, attention_backend: str = 'auto') -> Any:
+    """Multi-head self-attention over the pixels of a map, with 2-D relative position embeddings.
+
+    Paper symbols: N_h is `num_heads`, d_k `key_channels`, d_v `value_channels` (both over all heads). The
+    output comes before the projection W^O. Channels first throughout; heads are contiguous in channels.
+
+    Args:
+        F: `mx.nd` or `mx.sym`.
+        qkv: (B, 2*key_channels + value_channels, H, W): queries, keys, values, unscaled.
+        rel_h: (2H-1, key_channels/num_heads), shared by the heads; None for no relative embeddings.
+        rel_w: (2W-1, key_channels/num_heads); None together with `rel_h`.
+        height: H. width: W. In pixels.
+        num_heads: divides both `key_channels` and `value_channels`.
+        attention_backend: one of `BACKEND_NAMES`; all give the same result.
+
+    Returns:
+        (B, value_channels, H, W).
+
+    Raises:
+        UsageError: channels that don't divide by the heads, one table without the other, unknown backend.
+    """
+    if key_channels % num_heads or value_channels % num_heads:
+        raise UsageError(f'{key_channels} key and {value_channels} value channels must both divide by {num_heads} heads')
+    if (rel_h is None) != (rel_w is None):
+        raise UsageError('rel_h and rel_w come together: give both, or None for both')
+    return BACKENDS[resolve_backend(attention_backend)](
+        F, qkv, rel_h, rel_w, height=height, width=width, num_heads=num_heads,
+        key_channels=key_channels, value_channels=value_channels)

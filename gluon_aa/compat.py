@@ -1,0 +1,173 @@
+"""All that must happen before `import mxnet`, and the one place MXNet is imported from.
+
+MXNet 1.9.1 (2022) predates NumPy 1.24 and Python 3.12, and on CPUs starts with half the threads
+it should. `prepare` mends both; it runs when `gluon_aa` is imported. The rest of the package says
+`from gluon_aa.compat import mx`, which turns a missing, doubled or unusable MXNet into one
+readable error.
+"""
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import sys
+import types
+import warnings
+from typing import Any, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from gluon_aa import machine
+from gluon_aa.errors import FailedError
+
+#: Newest versions MXNet 1.9.1 was made to work with here (exclusive bounds).
+PYTHON_BELOW = (3, 13)
+NUMPY_BELOW = (2, 0)
+
+#: What bounds the threads of MXNet's CPU operators, were it set by the user.
+THREAD_LIMITS = ('OMP_THREAD_LIMIT', 'MXNET_OMP_MAX_THREADS')
+
+# Dependency order matters: each library needs the ones before it. [wheel, library]
+_CUDA11_LIBRARIES = (
+    ('cuda_runtime', 'libcudart.so.11.0'),
+    ('nvtx', 'libnvToolsExt.so.1'),
+    ('cuda_nvrtc', 'libnvrtc.so.11.2'),
+    ('cublas', 'libcublasLt.so.11'),
+    ('cublas', 'libcublas.so.11'),
+    ('cufft', 'libcufft.so.10'),
+    ('curand', 'libcurand.so.10'),
+    ('cusparse', 'libcusparse.so.11'),
+    ('cusolver', 'libcusolver.so.11'),
+    ('cudnn', 'libcudnn.so.8'),
+    ('nccl', 'libnccl.so.2'),
+)
+
+
+class Threads(NamedTuple):
+    """Threads for MXNet's CPU operators, and why that many."""
+
+    count: int
+    reason: str
+
+
+def _number(text: Optional[str]) -> Optional[int]:
+    """The first level of an OpenMP setting such as '4' or '4,2'; None where it is no number."""
+    first = (text or '').split(',')[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
+
+
+def set_threads() -> Threads:
+    """Give MXNet the physical cores this process may use, unless the user chose otherwise.
+
+    MXNet reads OMP_NUM_THREADS once, when it loads; without it, it assumes hyper-threads and
+    takes half the logical CPUs, which halves training speed where there are none.
+    """
+    chosen = _number(os.environ.get('OMP_NUM_THREADS'))
+    if chosen is not None:
+        return Threads(chosen, 'OMP_NUM_THREADS was set already')
+    count, reason = machine.physical_cores(), 'physical cores this process may use'
+    for name in THREAD_LIMITS:
+        limit = _number(os.environ.get(name))
+        if limit is not None and limit < count:
+            count, reason = limit, f'{name} was set'
+    os.environ['OMP_NUM_THREADS'] = str(count)
+    return Threads(count, reason)
+
+
+def add_missing_names() -> List[str]:
+    """Give NumPy and Python back the names that MXNet 1.9.1 and gluoncv import; returns what was added."""
+    added = []
+    for name, builtin in (('bool', bool), ('int', int), ('float', float)):
+        if name not in np.__dict__ and np.lib.NumpyVersion(np.__version__) < '2.0.0':  # gone since NumPy 1.24
+            setattr(np, name, builtin)
+            added.append(f'numpy.{name}')
+    if importlib.util.find_spec('distutils') is None:  # gone since Python 3.12
+        from packaging.version import Version
+        distutils, version = types.ModuleType('distutils'), types.ModuleType('distutils.version')
+        version.LooseVersion = version.StrictVersion = Version  # type: ignore[attr-defined]
+        distutils.version = version  # type: ignore[attr-defined]
+        sys.modules.update({'distutils': distutils, 'distutils.version': version})
+        added.append('distutils.version')
+    return added
+
+
+def installed_wheels() -> List[str]:
+    """Installed distributions that carry the module `mxnet`, such as ['mxnet']; sorted."""
+    names = (distribution.metadata['Name'] or '' for distribution in importlib.metadata.distributions())
+    found = {name.lower().replace('_', '-') for name in names}
+    return sorted(name for name in found if name in ('mxnet', 'mxnet-native') or name.startswith('mxnet-cu'))
+
+
+def load_cuda11_libraries() -> List[str]:
+    """Load the CUDA 11 libraries that the nvidia-*-cu11 wheels bring; returns those loaded.
+
+    mxnet-cu112 bundles none of them and the wheels are not on the loader's path. A library that no
+    wheel brings is left to the system's loader, as is libcuda.so.1, which is the driver's.
+    """
+    spec = importlib.util.find_spec('nvidia')
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    loaded = []
+    for package, library in _CUDA11_LIBRARIES:
+        for location in spec.submodule_search_locations:
+            path = pathlib.Path(location, package, 'lib', library)
+            if path.exists():
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                loaded.append(library)
+                break
+    return loaded
+
+
+def unsupported() -> Optional[str]:
+    """Why MXNet 1.9.1 cannot work with this Python or NumPy, or None."""
+    if sys.version_info[:2] >= PYTHON_BELOW:
+        return (f'Python {sys.version_info[0]}.{sys.version_info[1]} is newer than MXNet 1.9.1 works with here: '
+                'use Python 3.8 to 3.12')
+    numpy_version: Tuple[int, ...] = tuple(int(part) for part in np.__version__.split('.')[:2])
+    if numpy_version >= NUMPY_BELOW:
+        return f"NumPy {np.__version__} is newer than MXNet 1.9.1 works with here: pip install 'numpy<2'"
+    return None
+
+
+def import_mxnet() -> Any:
+    """Import MXNet, or raise `FailedError` (an import error's cause is kept) saying what to install."""
+    if 'mxnet' in sys.modules:
+        return sys.modules['mxnet']
+    reason = unsupported()
+    if reason:
+        raise FailedError(reason)
+    wheels = installed_wheels()
+    if len(wheels) > 1:
+        raise FailedError(f'{" and ".join(wheels)} are both installed and overwrite each other: '
+                          f'pip uninstall {" ".join(wheels)}, then install the one you want')
+    if not wheels and importlib.util.find_spec('mxnet') is None:
+        raise FailedError("MXNet is not installed: pip install 'gluon-aa[cpu]', "
+                          "or 'gluon-aa[cu112]' on a machine with an NVIDIA GPU")
+    try:
+        if any('-cu' in wheel for wheel in wheels):
+            load_cuda11_libraries()
+        return importlib.import_module('mxnet')
+    except (ImportError, OSError, AttributeError) as error:
+        raise FailedError(f'{" ".join(wheels) or "mxnet"} is installed but does not load: {error}; '
+                          'gluon-aa doctor tells more') from error
+
+
+def prepare() -> Tuple[Threads, List[str]]:
+    """Set threads and add names, before MXNet; warns where MXNet came first."""
+    mxnet_was_first = 'mxnet' in sys.modules
+    threads, added = set_threads(), add_missing_names()
+    if mxnet_was_first and 'already' not in threads.reason:
+        warnings.warn('mxnet was imported before gluon_aa, so its thread count could not be set and CPU training may '
+                      'run at half speed: import gluon_aa first, or set OMP_NUM_THREADS', RuntimeWarning, stacklevel=3)
+    return threads, added
+
+
+THREADS, ADDED_NAMES = prepare()
+
+
+def __getattr__(name: str) -> Any:
+    """`from gluon_aa.compat import mx`: MXNet, imported on first use (PEP 562)."""
+    if name == 'mx':
+        return import_mxnet()
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

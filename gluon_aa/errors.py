@@ -1,0 +1,20 @@
+"""The two errors that end a command with one line: exit code 2 or 1."""
+import difflib
+from typing import Iterable
+
+
+class UsageError(ValueError):
+    """A request that cannot be met as worded: an unknown name, a bad value, a contradiction."""
+
+
+class FailedError(RuntimeError):
+    """The work failed, or the machine lacks what it needs."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a `name` that is not among `known`: lists the near ones, else all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.6)
+    if near:
+        return UsageError(f'unknown {kind} {name!r}: did you mean {" or ".join(near)}?')
+    return UsageError(f'unknown {kind} {name!r}: choose from {", ".join(names)}')
