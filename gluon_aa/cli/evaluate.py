@@ -1,0 +1,27 @@
+"""gluon-aa eval RUN"""
+import pathlib
+from typing import Any, Optional
+
+import click
+
+from gluon_aa.cli.options import key_options
+from gluon_aa.cli.output import json_option, printer, write_result
+from gluon_aa.training.config import check
+
+
+@click.command('eval')
+@click.argument('run', type=click.Path(path_type=pathlib.Path))
+@click.option('--split', type=click.Choice(('test', 'val', 'train')), default='test', show_default=True,
+              help='Which images.')
+@click.option('--checkpoint', default='best', show_default=True, metavar='best|last|EPOCH', help='Which checkpoint.')
+@key_options('batch_size', 'data_dir', 'gpus', 'cpus', 'attention_backend')
+@json_option
+def evaluate(run: pathlib.Path, split: str, checkpoint: str, json_path: Optional[str], **flags: Any) -> None:
+    """Accuracy of a checkpoint of the run directory RUN."""
+    overrides = {key: check(key, value) for key, value in flags.items() if value is not None}
+    from gluon_aa.training.loop import evaluate as evaluate_run
+    from gluon_aa.training.tracking import RunDirectory
+    result = evaluate_run(RunDirectory.open(run), split, checkpoint, **overrides)
+    printer(json_path)(f'{split} accuracy {result["accuracy"]:.4f} of {result["images"]:,} images, '
+                       f'checkpoint of epoch {result["epoch"]}')
+    write_result(json_path, result)

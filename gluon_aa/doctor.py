@@ -1,0 +1,131 @@
+"""What `gluon-aa doctor` finds: the machine, the versions, MXNet, what was set right, and the traps that apply.
+
+MXNet is loaded in a process of its own: where it cannot load, or kills the process, the rest is still reported.
+"""
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from gluon_aa import compat, machine
+
+PACKAGES = ('numpy', 'gluoncv', 'scikit-learn', 'matplotlib', 'click', 'PyYAML', 'tqdm', 'tabulate')
+PROBE_SECONDS = 120
+
+_PROBE = """
+import json
+from gluon_aa import compat
+from gluon_aa.errors import FailedError
+try:
+    mx = compat.import_mxnet()
+    # some builds without CUDA have no working count
+    gpus = mx.context.num_gpus() if mx.runtime.Features().is_enabled('CUDA') else 0
+    found = {'version': mx.__version__, 'path': mx.libinfo.find_lib_path()[0], 'gpus': gpus, 'error': None,
+             'features': sorted(name for name, feature in mx.runtime.Features().items() if feature.enabled)}
+except FailedError as error:
+    found = {'error': str(error)}
+print('PROBE' + json.dumps(found))
+"""
+
+#: (does it apply to these findings?, what to know). In the order they are shown.
+_TRAPS: Tuple[Tuple[Callable[[Dict[str, Any]], bool], str], ...] = (
+    (lambda found: found['threads']['count'] < found['cpu']['physical_cores'],
+     'fewer threads than physical cores: unset OMP_NUM_THREADS (and its limits) to use them all'),
+    (lambda found: found['threads']['count'] > found['cpu']['physical_cores'],
+     'more threads than physical cores: they will take turns; unset OMP_NUM_THREADS'),
+    (lambda found: found['nvidia_driver'] is not None and found['mxnet'].get('gpus') == 0,
+     "an NVIDIA driver is here but MXNet sees no GPU: its CPU build cannot; install 'gluon-aa[cu112]' instead"),
+    (lambda found: 'CUDA' in found['mxnet'].get('features', ()) and found['mxnet'].get('gpus') == 0,
+     'MXNet was built for CUDA but sees no GPU: is the driver loaded, and CUDA_VISIBLE_DEVICES not empty?'),
+    (lambda found: not (found['cpu']['instructions'].get('avx512_bf16') or found['cpu']['instructions'].get('amx_bf16')),
+     'this CPU has no bfloat16 instructions: bfloat16 would be slower than float32'),
+    (lambda found: not found['mxnet'].get('gpus'),
+     'MXNet has no float16 on CPUs'),
+    (lambda found: not found['mxnet']['error'],
+     'MXNet reads optimizer states with pickle: never load_states a file you do not trust (gluon-aa does not)'),
+    (lambda found: not found['mxnet']['error'],
+     'mx.nd.load can abort the process on a damaged file: gluon-aa checks a checksum first'),
+)
+
+
+def examine() -> Dict[str, Any]:
+    """Everything found, as JSON values; `mxnet.error` says why MXNet cannot be used, or is None."""
+    found: Dict[str, Any] = {
+        'gluon_aa': _version('gluon-aa'), 'python': platform.python_version(), 'platform': platform.platform(),
+        'packages': {name: _version(name) for name in PACKAGES}, 'mxnet_wheels': compat.installed_wheels(),
+        'mxnet': probe_mxnet(), 'threads': compat.THREADS._asdict(), 'names_added': compat.ADDED_NAMES,
+        'cpu': {'model': machine.cpu_model(), 'usable_cpus': len(machine.usable_cpus()),
+                'physical_cores': machine.physical_cores(), 'cgroup_limit': machine.cgroup_cpu_limit(),
+                'instructions': machine.cpu_instructions()},
+        'nvidia_driver': _nvidia_driver(), 'datasets': _datasets()}
+    found['traps'] = [text for applies, text in _TRAPS if applies(found)]
+    return found
+
+
+def probe_mxnet() -> Dict[str, Any]:
+    """MXNet's version, library, features and GPUs, from a process of its own; or `error`."""
+    # the same modules as here, wherever they were found
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run([sys.executable, '-c', _PROBE], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=PROBE_SECONDS, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {'error': f'loading MXNet took longer than {PROBE_SECONDS} s'}
+    for line in done.stdout.splitlines():
+        if line.startswith('PROBE'):
+            return dict(json.loads(line[len('PROBE'):]))
+    last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
+    return {'error': f'loading MXNet ended the process with code {done.returncode}: {last}'}
+
+
+def _version(name: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _nvidia_driver() -> Optional[str]:
+    try:
+        return pathlib.Path('/proc/driver/nvidia/version').read_text().splitlines()[0]
+    except OSError:
+        return None
+
+
+def _datasets() -> Dict[str, Optional[str]]:
+    try:
+        from gluon_aa.data import DATASETS
+    except ImportError:  # a broken scikit-learn must not hide the rest
+        return {}
+    return {name: recipe.find(None) for name, recipe in DATASETS.items()}
+
+
+def rows(found: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """The findings as (what, value) for people."""
+    cpu, mxnet = found['cpu'], found['mxnet']
+    versions = ', '.join(f'{name} {version or "missing"}' for name, version in found['packages'].items())
+    instructions = ', '.join(f'{name} {"yes" if has else "no"}' for name, has in cpu['instructions'].items())
+    limit = 'none' if cpu['cgroup_limit'] is None else f'{cpu["cgroup_limit"]:g} CPUs'
+    result = [
+        ('gluon-aa', found['gluon_aa'] or 'not installed'),
+        ('Python', f'{found["python"]} on {found["platform"]}'),
+        ('packages', versions),
+        ('CPU', cpu['model']),
+        ('cores', f'{cpu["physical_cores"]} physical of {cpu["usable_cpus"]} usable logical; cgroup limit: {limit}'),
+        ('instructions', instructions),
+        ('threads', f'{found["threads"]["count"]} ({found["threads"]["reason"]})'),
+        ('names added', ', '.join(found['names_added']) or 'none needed'),
+        ('MXNet wheels', ', '.join(found['mxnet_wheels']) or 'none')]
+    if mxnet['error']:
+        result.append(('MXNet', f'CANNOT BE USED: {mxnet["error"]}'))
+    else:
+        result += [('MXNet', f'{mxnet["version"]} ({mxnet["path"]})'),
+                   ('features', ', '.join(mxnet['features'])),
+                   ('GPUs', str(mxnet['gpus']))]
+    result += [('NVIDIA driver', found['nvidia_driver'] or 'none')]
+    result += [(f'data set {name}', where or 'absent') for name, where in found['datasets'].items()]
+    return result + [('trap' if number == 0 else '', text) for number, text in enumerate(found['traps'])]

@@ -1,0 +1,94 @@
+"""The run directory: what a training was asked, how it went, what came out."""
+import datetime
+import json
+import pathlib
+from typing import Any, Dict, List, Optional
+
+from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.training import files
+from gluon_aa.training.config import TrainConfig, load
+
+CONFIG, METRICS, RESULT, CURVES = 'config.yaml', 'metrics.jsonl', 'result.json', 'curves.png'
+
+
+class RunDirectory:
+    """A directory with config.yaml, metrics.jsonl, result.json, curves.png and checkpoints/."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.checkpoints = path / 'checkpoints'
+
+    @classmethod
+    def create(cls, path: Optional[pathlib.Path], config: TrainConfig) -> 'RunDirectory':
+        """Make a new one: `path`, or runs/<net>-<dataset>-<UTC time>.
+
+        Raises:
+            UsageError: `path` exists. FailedError: it cannot be written.
+        """
+        candidates = [path] if path is not None else _default_paths(config)
+        for candidate in candidates:
+            try:
+                candidate.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise FailedError(f'cannot make the run directory {candidate}: {error.strerror}; '
+                                  'name another with --run') from error
+            run = cls(candidate)
+            files.write_text(candidate / CONFIG, config.to_yaml())
+            return run
+        raise UsageError(f'the run directory {candidates[-1]} exists already: name another with --run, or remove it')
+
+    @classmethod
+    def open(cls, path: pathlib.Path) -> 'RunDirectory':
+        """An existing one. Raises UsageError where `path` is no run directory."""
+        if not (path / CONFIG).is_file():
+            raise UsageError(f'{path} is not a run directory: it has no {CONFIG}')
+        return cls(path)
+
+    def config(self) -> TrainConfig:
+        """The configuration the run was trained with."""
+        return load(self.path / CONFIG)
+
+    def append_metrics(self, row: Dict[str, Any]) -> None:
+        """Add one epoch's line to metrics.jsonl."""
+        with open(self.path / METRICS, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row, allow_nan=False) + '\n')
+
+    def metrics(self) -> List[Dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return [json.loads(line) for line in (self.path / METRICS).read_text(encoding='utf-8').splitlines()]
+
+    def write_result(self, result: Dict[str, Any]) -> None:
+        """Write result.json and draw curves.png."""
+        files.write_json(self.path / RESULT, result)
+        draw_curves(self.metrics(), self.path / CURVES, title=f'{result["net"]} on {result["dataset"]}')
+
+
+def _default_paths(config: TrainConfig) -> List[pathlib.Path]:
+    time = datetime.datetime.now(datetime.timezone.utc).strftime('%Y%m%dT%H%M%SZ')
+    name = f'{config.net}-{config.dataset}-{time}'
+    return [pathlib.Path('runs', name)] + [pathlib.Path('runs', f'{name}-{number}') for number in range(2, 100)]
+
+
+def draw_curves(rows: List[Dict[str, Any]], path: pathlib.Path, title: str) -> None:
+    """A PNG of loss, accuracy and learning rate over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    epochs = [row['epoch'] for row in rows]
+    marker = 'o' if len(rows) == 1 else None  # a line through one point shows nothing
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    loss.plot(epochs, [row['train_loss'] for row in rows], label='training', marker=marker)
+    loss.set(xlabel='epoch', ylabel='loss', title='Loss')
+    for key, label in (('train_accuracy', 'training'), ('val_accuracy', 'validation')):
+        accuracy.plot(epochs, [row[key] for row in rows], label=label, marker=marker)
+    accuracy.set(xlabel='epoch', ylabel='accuracy (fraction)', title='Accuracy')
+    accuracy.legend()
+    rate.plot(epochs, [row['learning_rate'] for row in rows], marker=marker)
+    rate.set(xlabel='epoch', ylabel='learning rate', title="Learning rate at the epoch's end")
+    for axes in (loss, accuracy, rate):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(str(path), dpi=120)
