@@ -33,15 +33,15 @@ print('PROBE' + json.dumps(found))
 
 #: (does it apply to these findings?, what to know). In the order they are shown.
 _TRAPS: Tuple[Tuple[Callable[[Dict[str, Any]], bool], str], ...] = (
-    (lambda found: found['threads']['count'] < found['cpu']['physical_cores'],
+    (lambda found: found['threads']['number'] < found['cpu']['physical_cores'],
      'fewer threads than physical cores: unset OMP_NUM_THREADS (and its limits) to use them all'),
-    (lambda found: found['threads']['count'] > found['cpu']['physical_cores'],
+    (lambda found: found['threads']['number'] > found['cpu']['physical_cores'],
      'more threads than physical cores: they will take turns; unset OMP_NUM_THREADS'),
     (lambda found: found['nvidia_driver'] is not None and found['mxnet'].get('gpus') == 0,
      "an NVIDIA driver is here but MXNet sees no GPU: its CPU build cannot; install 'gluon-aa[cu112]' instead"),
     (lambda found: 'CUDA' in found['mxnet'].get('features', ()) and found['mxnet'].get('gpus') == 0,
      'MXNet was built for CUDA but sees no GPU: is the driver loaded, and CUDA_VISIBLE_DEVICES not empty?'),
-    (lambda found: not (found['cpu']['instructions'].get('avx512_bf16') or found['cpu']['instructions'].get('amx_bf16')),
+    (lambda found: not any(found['cpu']['instructions'].get(name) for name in ('avx512_bf16', 'amx_bf16')),
      'this CPU has no bfloat16 instructions: bfloat16 would be slower than float32'),
     (lambda found: not found['mxnet'].get('gpus'),
      'MXNet has no float16 on CPUs'),
@@ -57,7 +57,8 @@ def examine() -> Dict[str, Any]:
     found: Dict[str, Any] = {
         'gluon_aa': _version('gluon-aa'), 'python': platform.python_version(), 'platform': platform.platform(),
         'packages': {name: _version(name) for name in PACKAGES}, 'mxnet_wheels': compat.installed_wheels(),
-        'mxnet': probe_mxnet(), 'threads': compat.THREADS._asdict(), 'names_added': compat.ADDED_NAMES,
+        'mxnet': probe_mxnet(), 'threads': compat.THREADS._asdict(),
+        'waiting_set': compat.WAITING_SET, 'names_added': compat.ADDED_NAMES,
         'cpu': {'model': machine.cpu_model(), 'usable_cpus': len(machine.usable_cpus()),
                 'physical_cores': machine.physical_cores(), 'cgroup_limit': machine.cgroup_cpu_limit(),
                 'instructions': machine.cpu_instructions()},
@@ -117,7 +118,8 @@ def rows(found: Dict[str, Any]) -> List[Tuple[str, str]]:
         ('CPU', cpu['model']),
         ('cores', f'{cpu["physical_cores"]} physical of {cpu["usable_cpus"]} usable logical; cgroup limit: {limit}'),
         ('instructions', instructions),
-        ('threads', f'{found["threads"]["count"]} ({found["threads"]["reason"]})'),
+        ('threads', f'{found["threads"]["number"]} ({found["threads"]["reason"]})'),
+        ('waiting', 'OMP_WAIT_POLICY and GOMP_SPINCOUNT set' if found['waiting_set'] else 'left as the user set it'),
         ('names added', ', '.join(found['names_added']) or 'none needed'),
         ('MXNet wheels', ', '.join(found['mxnet_wheels']) or 'none')]
     if mxnet['error']:

@@ -11,10 +11,10 @@ class FailedError(RuntimeError):
     """The work failed, or the machine lacks what it needs."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """The error for a `name` that is not among `known`: lists the near ones, else all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), names, n=4, cutoff=0.6)
     if near:
         return UsageError(f'unknown {kind} {name!r}: did you mean {" or ".join(near)}?')
     return UsageError(f'unknown {kind} {name!r}: choose from {", ".join(names)}')

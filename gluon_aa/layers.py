@@ -6,7 +6,7 @@ from gluon_aa.attention import relative_attention, resolve_backend
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 
 def resolve_channels(channels: int, *, num_heads: int, key_ratio: float, value_ratio: float,
@@ -37,8 +37,8 @@ def resolve_channels(channels: int, *, num_heads: int, key_ratio: float, value_r
     if value_channels is None:
         value_channels = _share(value_ratio, channels, num_heads)
     if value_channels >= channels:
-        raise UsageError(f'attention takes {value_channels} of {channels} channels and leaves none for the convolution: '
-                         f'lower value_ratio ({value_ratio}) or num_heads ({num_heads})')
+        raise UsageError(f'attention takes {value_channels} of {channels} channels and leaves none for the '
+                         f'convolution: lower value_ratio ({value_ratio}) or num_heads ({num_heads})')
     return key_channels, value_channels
 
 
@@ -88,7 +88,8 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
         if kernel_size % 2 == 0:
             raise UsageError(f'kernel_size={kernel_size} must be odd')
         if min(*map_size, strides, attention_pool) < 1:
-            raise UsageError(f'map_size={map_size}, strides={strides}, attention_pool={attention_pool} must be at least 1')
+            raise UsageError(f'map_size={map_size}, strides={strides}, attention_pool={attention_pool} '
+                             'must be at least 1')
         self.map_size = map_size
         self.attention_pool = attention_pool
         self.attention_size = tuple(math.ceil(size / attention_pool) for size in map_size)  # (H, W) attention works on

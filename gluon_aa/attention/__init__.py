@@ -55,7 +55,8 @@ def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int,
         UsageError: channels that don't divide by the heads, one table without the other, unknown backend.
     """
     if key_channels % num_heads or value_channels % num_heads:
-        raise UsageError(f'{key_channels} key and {value_channels} value channels must both divide by {num_heads} heads')
+        raise UsageError(f'{key_channels} key and {value_channels} value channels must both divide by '
+                         f'{num_heads} heads')
     if (rel_h is None) != (rel_w is None):
         raise UsageError('rel_h and rel_w come together: give both, or None for both')
     return BACKENDS[resolve_backend(attention_backend)](

@@ -65,7 +65,8 @@ def _table(net: str, summary: Dict[str, Any]) -> str:
         rows.append((layer['name'], layer['kind'], layer['channels'], f'{layer["height"]}x{layer["width"]}',
                      f'{layer["parameters"]:,}', f'{layer["flops"] / 1e6:,.1f}', heads))
     headers = ('layer', 'kind', 'channels', 'map', 'parameters', 'MFLOPs', 'attention (keys/values)')
-    table = tabulate(rows, headers, colalign=('left', 'left', 'right', 'right', 'right', 'right', 'left'))
+    table = tabulate(rows, headers, colalign=('left', 'left', 'right', 'right', 'right', 'right', 'left'),
+                     disable_numparse=True)
     share = summary['attention']['share']
     augmented = sum(layer['augmented'] for layer in summary['layers'])
     return (f'{table}\n\n{net}: {summary["parameters"]:,} parameters, {summary["flops"] / 1e9:.2f} GFLOPs an image; '

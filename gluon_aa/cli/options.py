@@ -13,7 +13,8 @@ def key_option(name: str) -> Callable[..., Any]:
     field = FIELDS[name]
     flag, help_text, choices = f'--{name.replace("_", "-")}', field.metadata['help'], field.metadata['choices']
     if kind(name) is bool:
-        return click.option(f'{flag}/--no-{flag[2:]}', name, default=None, help=f'{help_text} [default: {_shown(field.default)}]')
+        return click.option(f'{flag}/--no-{flag[2:]}', name, default=None,
+                            help=f'{help_text} [default: {_shown(field.default)}]')
     if field.default not in (None, ()):
         help_text = f'{help_text} [default: {_shown(field.default)}]'
     wanted = click.Choice(choices) if choices else _TYPES[kind(name)]

@@ -9,7 +9,8 @@ from gluon_aa.errors import FailedError
 
 STANDARD_OUTPUT = '-'
 
-json_option = click.option('--json', 'json_path', metavar='PATH', help='Write the result as JSON; - for standard output.')
+json_option = click.option('--json', 'json_path', metavar='PATH',
+                           help='Write the result as JSON; - for standard output.')
 
 
 def printer(json_path: Optional[str]) -> Callable[[str], None]:

@@ -14,7 +14,7 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, crop_padding: int, 
     count, _, height, width = images.shape
     if crop_padding:
         pad = ((0, 0), (0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding))
-        windows = np.lib.stride_tricks.sliding_window_view(
+        windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]  # it takes several axes
             np.pad(images, pad), (height, width), axis=(2, 3))  # (B, C, 2p+1, 2p+1, H, W)
         top, left = rng.integers(0, 2 * crop_padding + 1, size=(2, count))
         images = windows[np.arange(count), :, top, left]  # (B, C, H, W)

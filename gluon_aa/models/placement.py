@@ -8,7 +8,7 @@ from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError, unknown
 from gluon_aa.layers import AttentionAugmentedConv2D
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 #: What --placement takes, as shown to users.
 PLACEMENTS = ('none', 'paper', 'all', 'last:K', 'stages:I,J', 'seed', 'stageS.blockB.convC,...')
@@ -121,7 +121,8 @@ class Convolutions:
         if attention['attention_pool'] is None or address.split('.')[0] != self.first_stage:
             attention['attention_pool'] = 1
         try:
-            return AttentionAugmentedConv2D(channels, 3, strides, map_size=map_size, in_channels=in_channels, **attention)
+            return AttentionAugmentedConv2D(channels, 3, strides, map_size=map_size, in_channels=in_channels,
+                                            **attention)
         except UsageError as error:
             raise UsageError(f'{address}: {error}') from error
 

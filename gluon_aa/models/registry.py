@@ -72,7 +72,8 @@ def _gluoncv_names() -> List[str]:
     return sorted(name for name in get_model_list() if name.startswith(GLUONCV_PREFIX))
 
 
-def get_model(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int, int]] = (32, 32), **options: Any) -> Any:
+def get_model(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int, int]] = (32, 32),
+              **options: Any) -> Any:
     """A network by name, not initialised: a HybridBlock from images (B, C, H, W) to logits (B, classes).
 
     Args:

@@ -12,7 +12,7 @@ from gluon_aa.errors import unknown
 from gluon_aa.models.placement import Augmentation, Convolutions, halved, residual_sites
 from gluon_aa.models.registry import register
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 STEM_STRIDES = {'cifar': 1, 'imagenet': 2}
 STAGE_CHANNELS = (64, 128, 256, 512)
@@ -24,7 +24,8 @@ class _Residual(nn.HybridBlock):
     def __init__(self, out_channels: int, strides: int, in_channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with self.name_scope():
-            self.shortcut = self.shortcut_norm = None
+            self.shortcut: Any = None
+            self.shortcut_norm: Any = None
             if in_channels != out_channels or strides != 1:
                 self.shortcut = nn.Conv2D(out_channels, 1, strides, use_bias=False, in_channels=in_channels)
                 self.shortcut_norm = nn.BatchNorm(in_channels=out_channels)

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 from gluon_aa.compat import mx
 from gluon_aa.layers import AttentionAugmentedConv2D
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 Shape = Tuple[int, ...]
 
@@ -74,8 +74,9 @@ def _outputs(net: Any, layers: List[Any]) -> Dict[int, Any]:
 def _row(name: str, layer: Any, output: Shape, shapes: Dict[str, Shape]) -> Dict[str, Any]:
     height, width = output[2:] if len(output) == 4 else (1, 1)
     augmented = isinstance(layer, AttentionAugmentedConv2D)
-    row = {'name': name, 'kind': type(layer).__name__, 'channels': output[1], 'height': height, 'width': width,
-           'augmented': augmented, 'parameters': _parameters(layer, shapes)}
+    row: Dict[str, Any] = {
+        'name': name, 'kind': type(layer).__name__, 'channels': output[1], 'height': height, 'width': width,
+        'augmented': augmented, 'parameters': _parameters(layer, shapes)}
     if augmented:
         row['attention'] = _attention(layer, shapes)
         row['flops'] = _product_flops(layer.conv, (height, width), shapes) + row['attention']['flops']

@@ -10,7 +10,7 @@ from gluon_aa.errors import UsageError
 from gluon_aa.models.placement import Augmentation, Convolutions, halved, residual_sites
 from gluon_aa.models.registry import register
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 
 class WideBlock(nn.HybridBlock):

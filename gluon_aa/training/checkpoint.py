@@ -36,7 +36,8 @@ def save(directory: pathlib.Path, net: Any, epoch: int, state: Dict[str, Any]) -
     arrays = _snapshot(net)
     for name, array in arrays.items():
         if not np.isfinite(array.asnumpy()).all():
-            raise FailedError(f'parameter {name} is no longer finite after epoch {epoch}: no checkpoint was written for it')
+            raise FailedError(f'parameter {name} is no longer finite after epoch {epoch}: '
+                              'no checkpoint was written for it')
     final = path_of(directory, epoch)
     temporary = directory / f'.{final.name}.{os.getpid()}.tmp'
     try:

@@ -90,7 +90,7 @@ def load(path: Optional[pathlib.Path] = None, overrides: Optional[Mapping[str, A
     where = f'{path}: ' if path is not None else ''
     for key in values:
         if key not in FIELDS:
-            raise UsageError(f'{where}{unknown("key", str(key), FIELDS)}')
+            raise UsageError(f'{where}{unknown("key", key, FIELDS)}')
     checked = {key: check(key, value, where) for key, value in values.items()}
     checked.update({key: check(key, value) for key, value in (overrides or {}).items()})
     return TrainConfig(**checked)

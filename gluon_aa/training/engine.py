@@ -8,7 +8,7 @@ import numpy as np
 from gluon_aa.compat import mx
 from gluon_aa.training.config import TrainConfig
 
-nn = mx.gluon.nn
+nn: Any = mx.gluon.nn
 
 
 class Classifier(nn.HybridBlock):
@@ -20,7 +20,8 @@ class Classifier(nn.HybridBlock):
         label_smoothing: probability spread evenly over all classes (Szegedy et al. 2015, arXiv 1512.00567, section 7).
     """
 
-    def __init__(self, net: Any, mean: np.ndarray, std: np.ndarray, label_smoothing: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, net: Any, mean: np.ndarray, std: np.ndarray, label_smoothing: float = 0.0,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.net = net
         self.label_smoothing = label_smoothing

@@ -15,7 +15,7 @@ from gluon_aa.training.config import TrainConfig
 from gluon_aa.training.devices import resolve_devices
 from gluon_aa.training.engine import HybridizedEngine, StepResult
 from gluon_aa.training.schedules import Schedule
-from gluon_aa.training.tracking import RunDirectory
+from gluon_aa.training.tracking import RunDirectory, refuse_existing
 
 #: Steps the host may run ahead of the devices: enough to keep them busy, few enough to stop soon.
 STEPS_AHEAD = 2
@@ -67,14 +67,14 @@ def train(config: TrainConfig, run_path: Optional[pathlib.Path] = None,
         NonFiniteLoss: the loss is no longer finite; checkpoints of earlier epochs stay.
     """
     reporter = reporter or Reporter()
+    refuse_existing(run_path)
     dataset = load_dataset(config.dataset, config.data_dir)
     if config.batch_size > len(dataset.train):
         raise UsageError(f'batch_size={config.batch_size} is larger than the {len(dataset.train)} training images of '
                          f'{config.dataset}: lower --batch-size')
-    augmentation = {'crop_padding': dataset.crop_padding, 'flip': dataset.flip}
-    if not config.data_augmentation:
-        augmentation = {'crop_padding': 0, 'flip': False}
-    batches = TrainingBatches(dataset.train, config.batch_size, config.seed, **augmentation)
+    batches = TrainingBatches(dataset.train, config.batch_size, config.seed,
+                              crop_padding=dataset.crop_padding if config.data_augmentation else 0,
+                              flip=dataset.flip and config.data_augmentation)
     schedule = Schedule(config, len(batches))
     engine = build_engine(config, dataset)
     run = RunDirectory.create(run_path, config)
@@ -124,7 +124,7 @@ class _Training:
                 'learning_rate': self.schedule(epoch * len(self.batches) - 1)}
 
     def _train_epoch(self, epoch: int) -> Tuple[float, int]:
-        """(sum of the losses, correct predictions) of the epoch; reads each step's only when a later one is under way."""
+        """(sum of the losses, correct predictions) of the epoch; a step's are read while later ones are under way."""
         loss, correct = 0.0, 0
         ahead: Deque[Tuple[int, StepResult]] = collections.deque()
         first = (epoch - 1) * len(self.batches)
@@ -154,7 +154,7 @@ class _Training:
         return loss, correct
 
     def _save(self, epoch: int, val_accuracy: float) -> None:
-        if val_accuracy > self.best_accuracy:
+        if val_accuracy >= self.best_accuracy:  # of equals the later: its learning rate is lower
             self.best_epoch, self.best_accuracy = epoch, val_accuracy
         checkpoint.save(self.run.checkpoints, self.engine.net, epoch, {
             'step': epoch * len(self.batches), 'val_accuracy': val_accuracy, 'best_epoch': self.best_epoch,

@@ -81,7 +81,8 @@ def _pieces(config: TrainConfig, steps: int, done: int, steps_per_epoch: int) ->
         descent = [_span('cosine', steps - climb, peak, peak * end)] if steps > climb else []
         return [_span('cosine', climb, peak * start, peak), *descent]
     if config.schedule == 'seed-resnet34':
-        return _staircase(peak, steps, [(epoch * steps_per_epoch - done, multiple) for epoch, multiple in SEED_RESNET34])
+        levels = [(epoch * steps_per_epoch - done, multiple) for epoch, multiple in SEED_RESNET34]
+        return _staircase(peak, steps, levels)
     epochs, factor = SEED_WRN if config.schedule == 'seed-wrn' else (config.decay_epochs, config.decay_factor)
     return [LRScheduler('step', base_lr=peak, niters=steps, step_factor=factor,
                         step_iter=[epoch * steps_per_epoch - done for epoch in epochs])]

@@ -37,7 +37,7 @@ class RunDirectory:
             run = cls(candidate)
             files.write_text(candidate / CONFIG, config.to_yaml())
             return run
-        raise UsageError(f'the run directory {candidates[-1]} exists already: name another with --run, or remove it')
+        raise _exists(candidates[-1])
 
     @classmethod
     def open(cls, path: pathlib.Path) -> 'RunDirectory':
@@ -63,6 +63,16 @@ class RunDirectory:
         """Write result.json and draw curves.png."""
         files.write_json(self.path / RESULT, result)
         draw_curves(self.metrics(), self.path / CURVES, title=f'{result["net"]} on {result["dataset"]}')
+
+
+def refuse_existing(path: Optional[pathlib.Path]) -> None:
+    """Raise UsageError where `path` is there already: nothing of a user's is written over."""
+    if path is not None and path.exists():
+        raise _exists(path)
+
+
+def _exists(path: pathlib.Path) -> UsageError:
+    return UsageError(f'the run directory {path} exists already: name another with --run, or remove it')
 
 
 def _default_paths(config: TrainConfig) -> List[pathlib.Path]:

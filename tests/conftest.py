@@ -1,0 +1,22 @@
+"""Every test starts from the same seeds and ends with MXNet idle: an asynchronous error shows where it was made."""
+import gluon_aa  # noqa: F401  before MXNet
+
+import numpy as np
+import pytest
+
+from gluon_aa.compat import mx
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_idle():
+    np.random.seed(0)
+    mx.random.seed(0)
+    yield
+    mx.nd.waitall()
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """Run the test in an empty directory, so that the default run directory lands there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,55 @@
+"""The doctor reports what is there, and does so where MXNet cannot load."""
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gluon_aa import compat, doctor
+from gluon_aa.cli import main
+
+
+@pytest.fixture(scope='module')
+def found():
+    return doctor.examine()
+
+
+def test_what_is_found_here(found):
+    assert found['mxnet']['version'] == '1.9.1' and found['mxnet']['error'] is None
+    assert 'MKLDNN' in found['mxnet']['features'] and found['mxnet']['gpus'] == 0
+    assert found['threads']['number'] == compat.THREADS.number
+    assert found['datasets']['digits']
+    assert any('float16' in trap for trap in found['traps'])
+
+
+def test_people_read_every_part(found):
+    text = '\n'.join(f'{what}: {value}' for what, value in doctor.rows(found))
+    for part in ('MXNet: 1.9.1', 'avx512_bf16', 'amx_bf16', 'threads', 'GPUs: 0', 'data set digits', 'trap'):
+        assert part in text
+
+
+@pytest.mark.parametrize('code, message', [
+    ('import os; os.kill(os.getpid(), 4)', 'ended the process with code -4'),  # as an unknown instruction does
+    ('raise SystemExit("boom")', 'ended the process with code 1: boom'),
+    ('import time; time.sleep(60)', 'took longer than'),
+])
+def test_a_library_that_kills_its_process_is_reported(monkeypatch, code, message):
+    monkeypatch.setattr(doctor, '_PROBE', code)
+    monkeypatch.setattr(doctor, 'PROBE_SECONDS', 2)
+    result = CliRunner(mix_stderr=False).invoke(main, ['doctor', '--json', '-'])
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert message in report['mxnet']['error'] and report['cpu']['physical_cores'] >= 1
+    assert 'CANNOT BE USED' in result.stderr
+
+
+@pytest.mark.parametrize('changes, trap', [
+    ({'threads': {'number': 1, 'reason': ''}, 'cpu': {'physical_cores': 2}}, 'fewer threads than physical cores'),
+    ({'threads': {'number': 9, 'reason': ''}, 'cpu': {'physical_cores': 2}}, 'more threads than physical cores'),
+    ({'nvidia_driver': 'NVRM version: 470'}, "install 'gluon-aa[cu112]' instead"),
+    ({'mxnet': {'features': ['CUDA'], 'gpus': 0, 'error': None}}, 'built for CUDA but sees no GPU'),
+    ({'cpu': {'instructions': {'avx512_bf16': False, 'amx_bf16': False}}}, 'no bfloat16 instructions'),
+])
+def test_traps_are_shown_where_they_apply(found, changes, trap):
+    changed = {key: {**found[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    texts = [text for applies, text in doctor._TRAPS if applies({**found, **changed})]
+    assert any(trap in text for text in texts)

@@ -1,0 +1,110 @@
+"""One step of the engine against NumPy, and one device against two."""
+import numpy as np
+import pytest
+
+from gluon_aa.compat import mx
+from gluon_aa.training.config import load
+from gluon_aa.training.engine import Classifier, HybridizedEngine
+from tests.compare import relative_error
+
+nn = mx.gluon.nn
+MEAN, STD = np.array([100.0, 90.0]), np.array([50.0, 40.0])
+
+
+def make_batch(count=6):
+    return (np.random.randint(0, 256, (count, 2, 3, 4), dtype=np.uint8),
+            np.random.randint(0, 5, count).astype(np.int32))
+
+
+def softmax_loss(logits, labels, smoothing):
+    """Cross entropy with the labels' distribution (1 - e) onehot + e / K, summed; and its gradient."""
+    logits = logits.astype(np.float64)
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    target = (1 - smoothing) * np.eye(logits.shape[1])[labels] + smoothing / logits.shape[1]
+    return -(target * log_p).sum(), np.exp(log_p) - target
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_loss_and_accuracy_equal_numpy(smoothing):
+    net = nn.Dense(5, in_units=24)
+    classifier = Classifier(net, MEAN, STD, smoothing)
+    classifier.initialize(mx.init.Normal(0.3))
+    images, labels = make_batch()
+    loss, correct = classifier(mx.nd.array(images, dtype='uint8'), mx.nd.array(labels, dtype='int32'))
+    x = (images - MEAN[:, None, None]) / STD[:, None, None]
+    logits = x.reshape(6, -1) @ net.weight.data().asnumpy().T.astype(np.float64)
+    assert relative_error(loss.asscalar(), softmax_loss(logits, labels, smoothing)[0]) < 1e-5
+    assert correct.asscalar() == (logits.argmax(axis=1) == labels).sum()
+
+
+def dense_engine(devices=1, **keys):
+    config = load(None, {'cpus': devices, **keys})
+    return HybridizedEngine(nn.Dense(5), MEAN, STD, (2, 3, 4), config, [mx.cpu(i) for i in range(devices)])
+
+
+@pytest.mark.parametrize('keys, updated', [
+    # MXNet's documented rules; g is the mean gradient plus weight decay times the weight
+    ({'optimizer': 'sgd', 'momentum': 0.9}, lambda w, g: w - 0.5 * g),
+    ({'optimizer': 'nag', 'momentum': 0.9}, lambda w, g: w - 0.5 * (g + 0.9 * g)),
+    # bias-corrected by the step size alone: lr sqrt(1 - b2) / (1 - b1) times (1 - b1) g / (sqrt((1 - b2) g^2) + 1e-8)
+    ({'optimizer': 'adam'}, lambda w, g: w - 0.5 * np.sqrt(1e-3) * g / (np.sqrt(1e-3) * np.abs(g) + 1e-8)),
+    ({'optimizer': 'sgd', 'weight_decay': 0.1}, lambda w, g: w - 0.5 * (g + 0.1 * w)),
+])
+@pytest.mark.parametrize('hybridize', [True, False])
+def test_the_first_update_equals_numpy(keys, updated, hybridize):
+    engine = dense_engine(hybridize=hybridize, **keys)
+    before = engine.net.weight.data().asnumpy().astype(np.float64)
+    images, labels = make_batch()
+    engine.train_step(images, labels, 0.5).read()
+    x = ((images - MEAN[:, None, None]) / STD[:, None, None]).reshape(6, -1)
+    _, d_logits = softmax_loss(x @ before.T, labels, 0.0)
+    gradient = d_logits.T @ x / 6
+    assert relative_error(engine.net.weight.data().asnumpy(), updated(before, gradient)) < 1e-4
+
+
+def test_weight_decay_can_spare_norms_and_biases():
+    changed = {}
+    for spared in (False, True):
+        config = load(None, {'optimizer': 'sgd', 'weight_decay': 0.5, 'decay_norm_and_bias': not spared})
+        net = nn.HybridSequential()
+        net.add(nn.BatchNorm(), nn.Dense(5))
+        engine = HybridizedEngine(net, MEAN, STD, (2, 3, 4), config, [mx.cpu()])
+        for parameter in net.collect_params().values():
+            if parameter.grad_req != 'null':
+                parameter.set_data(mx.nd.ones(parameter.shape))
+        np.random.seed(0)
+        engine.train_step(*make_batch(), 0.1)
+        changed[spared] = [p.data().asnumpy() for p in (net[0].gamma, net[0].beta, net[1].bias, net[1].weight)]
+    for name, plain, spared in zip(('gamma', 'beta', 'bias'), changed[False], changed[True]):
+        assert np.allclose(spared - plain, 0.1 * 0.5, atol=1e-6), name  # the decay of a parameter that is 1
+    assert np.allclose(changed[True][3], changed[False][3], atol=1e-6)
+
+
+@pytest.mark.parametrize('kvstore', ['device', 'local'])
+def test_two_devices_make_the_updates_of_one(kvstore):
+    weights = []
+    for devices in (1, 2):
+        np.random.seed(0)
+        engine = dense_engine(devices, kvstore=kvstore, optimizer='nag')
+        for count in (6, 5, 6):  # 5: an uneven share
+            loss, correct = engine.train_step(*make_batch(count), 0.1).read()
+        weights.append([engine.net.weight.data(device).asnumpy() for device in engine.devices])
+    assert np.array_equal(weights[1][0], weights[1][1])
+    assert relative_error(weights[1][0], weights[0][0]) < 1e-6
+
+
+def test_correct_predictions_are_counted_over_devices_without_the_filling():
+    for devices in (1, 2):
+        engine = dense_engine(devices)
+        images, labels = make_batch(24)
+        x = ((images - MEAN[:, None, None]) / STD[:, None, None]).reshape(24, -1)
+        wanted = ((x @ engine.net.weight.data(mx.cpu(0)).asnumpy().T).argmax(axis=1) == labels)[:22].sum()
+        labels[22:] = -1
+        batches = [(images[begin:begin + 6], labels[begin:begin + 6]) for begin in range(0, 24, 6)]
+        assert engine.count_correct(batches) == wanted
+
+
+def test_weights_depend_on_the_seed_alone():
+    first, again, other = (dense_engine(seed=seed).net.weight.data().asnumpy() for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
