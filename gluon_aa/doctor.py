@@ -4,7 +4,6 @@ MXNet is loaded in a process of its own: where it cannot load, or kills the proc
 """
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
@@ -70,10 +69,10 @@ def examine() -> Dict[str, Any]:
 def probe_mxnet() -> Dict[str, Any]:
     """MXNet's version, library, features and GPUs, from a process of its own; or `error`."""
     # the same modules as here, wherever they were found
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path)}
+    code = f'import sys; sys.path[:] = {sys.path!r}\n{_PROBE}'
     try:
-        done = subprocess.run([sys.executable, '-c', _PROBE], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=PROBE_SECONDS, env=environment, check=False)
+        done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return {'error': f'loading MXNet took longer than {PROBE_SECONDS} s'}
     for line in done.stdout.splitlines():

@@ -14,7 +14,7 @@ def python(code, **environment):
     """(exit code, standard output, standard error) of `code` in a fresh interpreter."""
     names = ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', *compat.THREAD_LIMITS)
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    clean['PYTHONPATH'] = os.pathsep.join(path for path in sys.path if path)
+    code = f'import sys; sys.path[:] = {sys.path!r}; {code}'
     done = subprocess.run([sys.executable, '-W', 'ignore::DeprecationWarning', '-c', code], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True, env={**clean, **environment}, check=False)
     return done.returncode, done.stdout.strip(), done.stderr.strip()

@@ -6,9 +6,9 @@ from scipy.signal import correlate
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 from gluon_aa.layers import AttentionAugmentedConv2D, resolve_channels
-from tests import oracle
-from tests.attention.test_attention import MODES
-from tests.compare import relative_error
+from compare import relative_error
+from modes import MODES
+import oracle
 
 nn = mx.gluon.nn
 

@@ -6,16 +6,11 @@ from gluon_aa.attention import BACKENDS, relative_attention, resolve_backend
 from gluon_aa.attention.heads import relative_logits
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
-from tests import oracle
-from tests.compare import relative_error
+from compare import relative_error
+from modes import MODES
+import oracle
 
 TOLERANCE = 1e-5
-MODES = {
-    'eager': None,
-    'hybridized': {},
-    'static_alloc': {'static_alloc': True},
-    'static': {'static_alloc': True, 'static_shape': True},
-}
 
 
 class Operator(mx.gluon.HybridBlock):

@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from tests import oracle
-from tests.compare import relative_error
+from compare import relative_error
+import oracle
 
 CHANNELS = {'num_heads': 2, 'key_channels': 4, 'value_channels': 6}
 

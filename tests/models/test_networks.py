@@ -7,7 +7,7 @@ import pytest
 from gluon_aa.compat import mx
 from gluon_aa.models import get_model
 from gluon_aa.models.summary import summarize
-from tests.compare import relative_error
+from compare import relative_error
 
 #: One small network of each family, plain and augmented, and one of gluoncv's.
 NETWORKS = {

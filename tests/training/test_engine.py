@@ -5,7 +5,7 @@ import pytest
 from gluon_aa.compat import mx
 from gluon_aa.training.config import load
 from gluon_aa.training.engine import Classifier, HybridizedEngine
-from tests.compare import relative_error
+from compare import relative_error
 
 nn = mx.gluon.nn
 MEAN, STD = np.array([100.0, 90.0]), np.array([50.0, 40.0])
