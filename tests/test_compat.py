@@ -42,7 +42,7 @@ def test_what_the_user_set_is_kept(environment, threads):
 
 
 @pytest.mark.parametrize('environment, policy', [
-    ({}, "'active' '300000'"),
+    ({}, "'active' '1000'"),
     ({'OMP_WAIT_POLICY': 'passive'}, "'passive' None"),
     ({'GOMP_SPINCOUNT': '7'}, "None '7'"),
 ])

@@ -4,7 +4,7 @@ Defaults, then the YAML file, then flags. An unknown key is an error that names 
 """
 import dataclasses
 import pathlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union, get_args, get_origin
 
 import yaml
 
@@ -112,18 +112,21 @@ def _read(path: pathlib.Path) -> Dict[str, Any]:
 
 def kind(name: str) -> type:
     """The type of a key's value: bool, int, float, str, or tuple (of integers)."""
-    annotation = str(FIELDS[name].type)
-    for word, result in (('Tuple', tuple), ('bool', bool), ('int', int), ('float', float)):
-        if word in annotation:
-            return result
-    return str
+    annotation: Any = FIELDS[name].type
+    if _optional(name):
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) or annotation  # type: ignore[no-any-return]
+
+
+def _optional(name: str) -> bool:
+    return type(None) in get_args(FIELDS[name].type)
 
 
 def check(key: str, value: Any, where: str = '') -> Any:
     """`value` as the key's type and within its range, or a `UsageError` naming the key, prefixed by `where`."""
     wanted = kind(key)
     metadata = FIELDS[key].metadata
-    if value is None and 'Optional' in str(FIELDS[key].type):
+    if value is None and _optional(key):
         return None
     if wanted is tuple:
         return tuple(_check_integers(where, key, value))
