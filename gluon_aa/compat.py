@@ -79,7 +79,7 @@ def set_waiting() -> bool:
     """Let OpenMP threads spin 1,000 rounds at a barrier before they sleep, always.
 
     libgomp's default is 300,000 rounds, or 100 once there are more team threads than cores. Both cost on 2 cores
-    (images/s of aa_wrn10_2 on the digits): two trainings side by side spin each other's time away (fewer than 50 each;
+    (images/s of aa_wrn10_2 on the digits): two trainings side by side spin each other's time away (fewer than 90 each;
     370 with this), and as soon as the main thread makes a team of its own, by reading an array that oneDNN laid out,
     every operator waits for threads to wake (1,780 before, 760 after; 1,200 to 1,600 with this). Networks whose
     operators take milliseconds do not notice: resnet34 trains at the same speed with each.
@@ -164,8 +164,8 @@ def import_mxnet() -> Any:
             load_cuda11_libraries()
         return importlib.import_module('mxnet')
     except (ImportError, OSError, AttributeError) as error:
-        raise FailedError(f'{" ".join(wheels) or "mxnet"} is installed but does not load: {error}; '
-                          'gluon-aa doctor tells more') from error
+        hint = "; it comes with NVIDIA's driver: install that, or gluon-aa[cpu]" if 'libcuda.so' in str(error) else ''
+        raise FailedError(f'{" ".join(wheels) or "mxnet"} is installed but does not load: {error}{hint}') from error
 
 
 def prepare() -> Tuple[Threads, bool, List[str]]:

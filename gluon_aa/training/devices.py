@@ -16,7 +16,7 @@ def resolve_devices(gpus: Sequence[int], cpus: int = 1) -> List[Any]:
     present = mx.context.num_gpus()
     missing = [gpu for gpu in gpus if gpu >= present]
     if missing:
-        found = 'none' if present == 0 else f'{present}, numbered from 0'
-        raise FailedError(f'--gpus {",".join(map(str, gpus))}: MXNet sees {found} of the GPUs asked for here; '
-                          f'use --cpus N to train on the CPU, and gluon-aa doctor to see why')
+        ids = f' (ids 0 to {present - 1})' if present else ''
+        raise FailedError(f'--gpus {",".join(map(str, gpus))}: MXNet sees {present} GPUs here{ids}: name those, '
+                          f'or train on the CPU with --cpus {len(gpus)}; gluon-aa doctor tells more')
     return [mx.gpu(gpu) for gpu in gpus]

@@ -105,7 +105,7 @@ def test_models_show_takes_the_architectures_keys():
     (['train', '--config', 'bad.yaml'], 2, "bad.yaml: unknown key 'epoch': did you mean epochs"),
     (['train', '--config', 'cpu/digit'], 2, 'did you mean cpu/digits'),
     (['train', '--batch-size', '4000'], 2, 'batch_size=4000 is larger than the 1257 training images'),
-    (['train', '--gpus', '0,1'], 1, '--gpus 0,1: MXNet sees none'),
+    (['train', '--gpus', '0,1'], 1, '--gpus 0,1: MXNet sees 0 GPUs here'),
     (['train', '--gpus', '0;1'], 2, "gpus: '0;1' is not a list of whole numbers"),
     (['train', '--num-heads', '7', '--value-ratio', '1.5'], 2, 'leaves none for the convolution'),
     (['train', '--run', '.'], 2, 'exists already'),

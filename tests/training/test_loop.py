@@ -123,7 +123,7 @@ def test_an_infinite_loss_on_the_last_step_is_not_saved(tmp_path, monkeypatch):
     ({'cpus': 3, 'batch_size': 2}, 'batch_size=2 must be at least the number of devices, 3'),
     ({'warmup_epochs': 5}, 'must be fewer than epochs=2'),
     ({'net': 'resnet18', 'dropout': 0.5}, "unknown option of resnet18 'dropout'"),
-    ({'gpus': '0,1'}, r'--gpus 0,1: MXNet sees none of the GPUs .*--cpus'),
+    ({'gpus': '0,1'}, r'--gpus 0,1: MXNet sees 0 GPUs here.*--cpus 2'),
 ])
 def test_what_cannot_be_trained_leaves_no_run_directory(tmp_path, keys, message):
     with pytest.raises((UsageError, FailedError), match=message):
