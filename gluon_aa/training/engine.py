@@ -7,6 +7,7 @@ import numpy as np
 
 from gluon_aa.compat import mx
 from gluon_aa.training.config import TrainConfig
+from gluon_aa.training.optimizers import OPTIMIZERS
 
 nn: Any = mx.gluon.nn
 
@@ -93,7 +94,8 @@ class HybridizedEngine:
         if config.optimizer != 'adam':
             options['momentum'] = config.momentum
         # on the devices, not in kvstore: one way for any number of devices, and the state stays within reach
-        return mx.gluon.Trainer(parameters, config.optimizer, options, kvstore=config.kvstore, update_on_kvstore=False)
+        return mx.gluon.Trainer(parameters, OPTIMIZERS[config.optimizer], options, kvstore=config.kvstore,
+                                update_on_kvstore=False)
 
     def seed_step(self, epoch: int, step: int) -> None:
         """Make the step's random numbers (dropout) depend on (seed, epoch, step) alone."""

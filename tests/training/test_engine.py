@@ -63,6 +63,25 @@ def test_the_first_update_equals_numpy(keys, updated, hybridize):
     assert relative_error(engine.net.weight.data().asnumpy(), updated(before, gradient)) < 1e-4
 
 
+@pytest.mark.parametrize('optimizer', ['sgd', 'nag'])
+def test_momentum_and_weight_decay_over_several_steps_equal_numpy(optimizer):
+    engine = dense_engine(optimizer=optimizer, momentum=0.9, weight_decay=0.3)
+    weight = engine.net.weight.data().asnumpy().astype(np.float64)
+    bias, velocity, bias_velocity = np.zeros(5), 0.0, 0.0
+    for _ in range(4):
+        images, labels = make_batch()
+        engine.train_step(images, labels, 0.1)
+        x = ((images - MEAN[:, None, None]) / STD[:, None, None]).reshape(6, -1)
+        d_logits = softmax_loss(x @ weight.T + bias, labels, 0.0)[1] / 6
+        gradient, bias_gradient = d_logits.T @ x + 0.3 * weight, d_logits.sum(axis=0) + 0.3 * bias
+        velocity, bias_velocity = 0.9 * velocity + gradient, 0.9 * bias_velocity + bias_gradient
+        ahead = (0.9, 1.0) if optimizer == 'nag' else (1.0, 0.0)  # Nesterov: the gradient once more, as if a step ahead
+        weight = weight - 0.1 * (ahead[0] * velocity + ahead[1] * gradient)
+        bias = bias - 0.1 * (ahead[0] * bias_velocity + ahead[1] * bias_gradient)
+    assert relative_error(engine.net.weight.data().asnumpy(), weight) < 1e-5
+    assert relative_error(engine.net.bias.data().asnumpy(), bias) < 1e-5
+
+
 def test_weight_decay_can_spare_norms_and_biases():
     changed = {}
     for spared in (False, True):

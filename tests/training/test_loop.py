@@ -1,5 +1,7 @@
 """Whole trainings on the digits: what is learned, what is written, what stops them."""
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -159,6 +161,19 @@ def test_evaluation_takes_overrides(tmp_path):
     run, _ = train(tiny(epochs=1), tmp_path / 'run')
     folded, reference = (evaluate(run, attention_backend=name)['accuracy'] for name in ('folded', 'reference'))
     assert folded == pytest.approx(reference, abs=2 / 360)  # rounding may flip an image
+
+
+@pytest.mark.slow
+def test_another_process_repeats_the_run_bit_for_bit(tmp_path):
+    script = tmp_path / 'train.py'
+    script.write_text('import pathlib, sys\nfrom gluon_aa.configs import find_recipe\n'
+                      'from gluon_aa.training.config import load\nfrom gluon_aa.training.loop import train\n'
+                      "train(load(find_recipe('cpu/digits'), {'epochs': 2}), pathlib.Path(sys.argv[1]))\n")
+    for name in ('first', 'second', 'third', 'fourth'):
+        subprocess.run([sys.executable, str(script), str(tmp_path / name)], check=True)
+    digests = {checkpoint.read_state(tmp_path / name / 'checkpoints' / 'epoch-0002')['sha256']['net.params']
+               for name in ('first', 'second', 'third', 'fourth')}
+    assert len(digests) == 1
 
 
 @pytest.mark.slow
