@@ -73,13 +73,16 @@ def _gluoncv_names() -> List[str]:
 
 
 def get_model(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int, int]] = (32, 32),
-              **options: Any) -> Any:
-    """A network by name, not initialised: a HybridBlock from images (B, C, H, W) to logits (B, classes).
+              pretrained: bool = False, ctx: Any = None, **options: Any) -> Any:
+    """A network by name, in gluoncv's grammar: a HybridBlock from images (B, C, H, W) to logits (B, classes).
+
+    It is not initialised, unless `pretrained`.
 
     Args:
         name: such as `aa_wrn28_10`, `resnet34`, or one of gluoncv's CIFAR baselines, such as `cifar_resnet20_v1`.
         classes: number of classes.
         input_size: (H, W) of the images, or one number for both, in pixels.
+        pretrained, ctx: gluoncv's weights and the device to load them on; there are none for our networks.
         **options: fields of `Augmentation`, such as `placement`; the family's own (`dropout` of wrn*, `stem` of
             resnet*); for gluoncv's networks, its `get_model`'s.
 
@@ -90,7 +93,9 @@ def get_model(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int,
     if classes < 1 or min(size) < 1:
         raise UsageError(f'classes={classes} and input_size={size} must be at least 1')
     if name.startswith(GLUONCV_PREFIX):
-        return _from_gluoncv(name, classes, options)
+        return _from_gluoncv(name, classes=classes, pretrained=pretrained, ctx=ctx, **options)
+    if pretrained:
+        raise UsageError(f'there are no pretrained weights for {name}: leave out pretrained')
     family, numbers = _match(name)
     fields = {field.name for field in dataclasses.fields(Augmentation)}
     for option in options:
@@ -113,13 +118,14 @@ def _match(name: str) -> Tuple[Family, Dict[str, int]]:
     raise unknown('network', name, list_models())
 
 
-def _from_gluoncv(name: str, classes: int, options: Dict[str, Any]) -> Any:
+def _from_gluoncv(name: str, **options: Any) -> Any:
     from gluoncv.model_zoo import get_model as get_gluoncv_model
+    given = {key: value for key, value in options.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(Augmentation)}
-    asked = sorted(key for key in options if key in fields and options[key] is not None)
+    asked = sorted(fields.intersection(given))
     if asked:
-        raise UsageError(f'{name} is gluoncv\'s and cannot be augmented: leave out {", ".join(asked)}, '
+        raise UsageError(f"{name} is gluoncv's and cannot be augmented: leave out {', '.join(asked)}, "
                          'or take a network of ours, such as aa_wrn28_10')
     if name not in _gluoncv_names():
         raise unknown('network', name, list_models())
-    return get_gluoncv_model(name, classes=classes, **{k: v for k, v in options.items() if v is not None})
+    return get_gluoncv_model(name, **given)

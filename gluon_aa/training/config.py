@@ -13,7 +13,6 @@ from gluon_aa.errors import UsageError, unknown
 
 OPTIMIZERS = ('sgd', 'nag', 'adam')
 SCHEDULES = ('constant', 'step', 'cosine', 'one-cycle', 'seed-resnet34', 'seed-wrn', 'seed-warmup-cosine')
-STEMS = ('cifar', 'imagenet')
 
 
 def _key(default: Any, help: str, choices: Optional[Tuple[str, ...]] = None, minimum: Optional[float] = None,
@@ -38,7 +37,7 @@ class TrainConfig:
     relative: bool = _key(True, 'Relative position embeddings.')
     attention_backend: str = _key('auto', 'How attention is computed.', choices=attention.BACKEND_NAMES)
     dropout: Optional[float] = _key(None, 'Dropout inside the blocks of wrn* networks.', minimum=0, below=1)
-    stem: Optional[str] = _key(None, 'First layers of resnet* networks.', choices=STEMS)
+    stem: Optional[str] = _key(None, 'First layers of resnet* networks: cifar or imagenet.')
     batch_size: int = _key(128, 'Images a step, over all devices.', minimum=1)
     epochs: int = _key(60, 'Passes over the training images.', minimum=1)
     optimizer: str = _key('nag', 'Optimizer.', choices=OPTIMIZERS)

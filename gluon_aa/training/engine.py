@@ -7,7 +7,7 @@ import numpy as np
 
 from gluon_aa.compat import mx
 from gluon_aa.training.config import TrainConfig
-from gluon_aa.training.optimizers import OPTIMIZERS
+from gluon_aa.training.optimizers import make_optimizer
 
 nn: Any = mx.gluon.nn
 
@@ -90,12 +90,8 @@ class HybridizedEngine:
             for name, parameter in parameters.items():
                 if name.endswith(('gamma', 'beta', 'bias')):
                     parameter.wd_mult = 0.0
-        options = {'learning_rate': config.learning_rate, 'wd': config.weight_decay}
-        if config.optimizer != 'adam':
-            options['momentum'] = config.momentum
         # on the devices, not in kvstore: one way for any number of devices, and the state stays within reach
-        return mx.gluon.Trainer(parameters, OPTIMIZERS[config.optimizer], options, kvstore=config.kvstore,
-                                update_on_kvstore=False)
+        return mx.gluon.Trainer(parameters, make_optimizer(config), kvstore=config.kvstore, update_on_kvstore=False)
 
     def seed_step(self, epoch: int, step: int) -> None:
         """Make the step's random numbers (dropout) depend on (seed, epoch, step) alone."""

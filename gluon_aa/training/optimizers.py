@@ -2,6 +2,7 @@
 from typing import Any
 
 from gluon_aa.compat import mx
+from gluon_aa.training.config import TrainConfig
 
 
 @mx.optimizer.register
@@ -26,5 +27,9 @@ class Nesterov(mx.optimizer.NAG):
                              rescale_grad=self.rescale_grad)
 
 
-#: Configuration's name -> MXNet's.
-OPTIMIZERS = {'sgd': 'sgd', 'nag': 'nesterov', 'adam': 'adam'}
+def make_optimizer(config: TrainConfig) -> Any:
+    """The optimizer that `config` asks for; its rescaling is the trainer's to set."""
+    options = {'learning_rate': config.learning_rate, 'wd': config.weight_decay}
+    if config.optimizer != 'adam':
+        options['momentum'] = config.momentum
+    return mx.optimizer.create('nesterov' if config.optimizer == 'nag' else config.optimizer, **options)

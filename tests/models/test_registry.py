@@ -13,6 +13,11 @@ def test_every_listed_name_builds(name):
     assert isinstance(get_model(name, classes=3), mx.gluon.HybridBlock)
 
 
+def test_gluoncvs_own_arguments_are_taken():
+    for name in ('wrn10_1', 'cifar_resnet20_v1'):
+        assert get_model(name, classes=3, pretrained=False, ctx=mx.cpu()) is not None
+
+
 def test_any_depth_and_width():
     assert len(get_model('wrn22_3').stage1._children) == 3
 
@@ -38,6 +43,7 @@ def test_unknown_names_list_the_near_ones(name, message):
     ('resnet18', {'stem': 'imagnet'}, 'did you mean imagenet'),
     ('cifar_resnet20_v1', {'placement': 'paper'}, "gluoncv's and cannot be augmented: leave out placement"),
     ('wrn10_1', {'classes': 0}, 'must be at least 1'),
+    ('wrn10_1', {'pretrained': True}, 'there are no pretrained weights for wrn10_1'),
     ('wrn10_1', {'input_size': (0, 32)}, 'must be at least 1'),
 ])
 def test_wrong_options_are_named(name, options, message):
