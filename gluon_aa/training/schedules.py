@@ -6,7 +6,7 @@ from typing import Any, List, Tuple
 
 from gluon_aa.compat import mx  # noqa: F401  prepares MXNet, which gluoncv imports
 from gluon_aa.errors import UsageError
-from gluon_aa.training.config import SCHEDULES, TrainConfig
+from gluon_aa.training.config import TrainConfig
 
 from gluoncv.utils import LRScheduler, LRSequential  # isort:skip
 
@@ -28,12 +28,10 @@ class Schedule:
         steps_per_epoch: optimizer steps an epoch, at least 1.
 
     Raises:
-        UsageError: decay epochs out of order, warm-up as long as the training, an unknown schedule.
+        UsageError: decay epochs out of order, warm-up as long as the training.
     """
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        if config.schedule not in SCHEDULES:
-            raise UsageError(f'unknown schedule {config.schedule!r}: choose from {", ".join(SCHEDULES)}')
         if list(config.decay_epochs) != sorted(config.decay_epochs):
             raise UsageError(f'decay_epochs={config.decay_epochs} must rise')
         total = config.epochs * steps_per_epoch
