@@ -2,7 +2,7 @@
 import pathlib
 from typing import List
 
-from gluon_aa.errors import unknown
+from gluon_aa.errors import UsageError, unknown
 
 DIRECTORY = pathlib.Path(__file__).parent
 
@@ -23,4 +23,6 @@ def find_recipe(name: str) -> pathlib.Path:
         return path
     if name in recipes():
         return DIRECTORY / f'{name}.yaml'
+    if path.suffix in ('.yaml', '.yml'):
+        raise UsageError(f'there is no file {name}; recipes of ours are {", ".join(recipes())}')
     raise unknown('configuration', name, recipes())

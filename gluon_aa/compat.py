@@ -49,12 +49,13 @@ class Threads(NamedTuple):
 
     number: int
     reason: str
+    by_user: bool = False
 
 
 def _number(text: Optional[str]) -> Optional[int]:
     """The first level of an OpenMP setting such as '4' or '4,2'; None where it is no number."""
     first = (text or '').split(',')[0].strip()
-    return int(first) if first.isdigit() and int(first) > 0 else None
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def set_threads() -> Threads:
@@ -65,7 +66,7 @@ def set_threads() -> Threads:
     """
     chosen = _number(os.environ.get('OMP_NUM_THREADS'))
     if chosen is not None:
-        return Threads(chosen, 'OMP_NUM_THREADS was set already')
+        return Threads(chosen, 'OMP_NUM_THREADS was set already', by_user=True)
     count, reason = machine.physical_cores(), 'physical cores this process may use'
     for name in THREAD_LIMITS:
         limit = _number(os.environ.get(name))
@@ -93,8 +94,8 @@ def set_waiting() -> bool:
 def add_missing_names() -> List[str]:
     """Give NumPy and Python back the names that MXNet 1.9.1 and gluoncv import; returns what was added."""
     added = []
-    for name, builtin in (('bool', bool), ('int', int), ('float', float)):
-        if name not in np.__dict__ and np.lib.NumpyVersion(np.__version__) < '2.0.0':  # gone since NumPy 1.24
+    if '1.24.0' <= np.lib.NumpyVersion(np.__version__) < '2.0.0':  # gone since NumPy 1.24
+        for name, builtin in (('bool', bool), ('int', int), ('float', float)):
             setattr(np, name, builtin)
             added.append(f'numpy.{name}')
     if importlib.util.find_spec('distutils') is None:  # gone since Python 3.12
@@ -172,13 +173,25 @@ def prepare() -> Tuple[Threads, bool, List[str]]:
     """Set threads and their waiting and add names, before MXNet; warns where MXNet came first."""
     mxnet_was_first = 'mxnet' in sys.modules
     threads, waiting, added = set_threads(), set_waiting(), add_missing_names()
-    if mxnet_was_first and 'already' not in threads.reason:
+    if mxnet_was_first and not threads.by_user:
         warnings.warn('mxnet was imported before gluon_aa, so its thread count could not be set and CPU training may '
                       'run at half speed: import gluon_aa first, or set OMP_NUM_THREADS', RuntimeWarning, stacklevel=3)
     return threads, waiting, added
 
 
 THREADS, WAITING_SET, ADDED_NAMES = prepare()
+
+
+def share_cores(cpu_devices: int) -> None:
+    """One thread for each of several CPU devices; call it before MXNet is imported, else it changes nothing.
+
+    The OpenBLAS in MXNet's wheel (0.3.13 with OpenMP) never returns from `exec_blas` where two threads call it with
+    more than one OpenMP thread each, as the engine's workers of two CPU contexts do for attention's products.
+    """
+    global THREADS
+    if cpu_devices > 1 and THREADS.number > 1 and not THREADS.by_user and 'mxnet' not in sys.modules:
+        THREADS = Threads(1, f'one for each of {cpu_devices} CPU devices')
+        os.environ['OMP_NUM_THREADS'] = '1'
 
 
 def __getattr__(name: str) -> Any:

@@ -99,9 +99,9 @@ def _nvidia_driver() -> Optional[str]:
 def _datasets() -> Dict[str, Optional[str]]:
     try:
         from gluon_aa.data import DATASETS
-    except ImportError:  # a broken scikit-learn must not hide the rest
+        return {name: recipe.find(None) for name, recipe in DATASETS.items()}
+    except (ImportError, ValueError, OSError):  # a broken scikit-learn or directory must not hide the rest
         return {}
-    return {name: recipe.find(None) for name, recipe in DATASETS.items()}
 
 
 def rows(found: Dict[str, Any]) -> List[Tuple[str, str]]:

@@ -18,3 +18,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     if near:
         return UsageError(f'unknown {kind} {name!r}: did you mean {" or ".join(near)}?')
     return UsageError(f'unknown {kind} {name!r}: choose from {", ".join(names)}')
+
+
+def reason(error: BaseException) -> str:
+    """What `error` says, on one line; MXNet's own errors begin with a C++ traceback and end with the point."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith('Traceback'):
+        lines = lines[-1:]
+    return ' '.join(lines) or type(error).__name__

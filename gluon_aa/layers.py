@@ -57,7 +57,7 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
     (kernel 2p-1, stride p; the paper's 3x3 for p = 2) and its output is upsampled bilinearly: the paper's ImageNet
     recipe for maps that are too large.
 
-    Deviations: the paper's reference code has one pair of relative tables a layer, shared by its heads, and so do we.
+    As in the paper's reference code, a layer has one pair of relative tables, shared by its heads.
 
     Args:
         channels: output channels, attention's included.
@@ -112,7 +112,7 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
                                  use_bias=False, in_channels=in_channels)
             self.projection = nn.Conv2D(self.value_channels, 1, use_bias=False, in_channels=self.value_channels)
             if relative:
-                # the reference code's initial deviation: logits start with unit variance
+                # the reference code's initial deviation
                 init = mx.init.Normal(key_depth ** -0.5)
                 self.rel_h = self.params.get('rel_h', shape=(2 * height - 1, key_depth), init=init)
                 self.rel_w = self.params.get('rel_w', shape=(2 * width - 1, key_depth), init=init)

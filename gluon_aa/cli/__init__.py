@@ -1,12 +1,13 @@
 """The command line: parsing and printing only. MXNet is imported by the commands that need it, when they run."""
 import sys
+import traceback
 from typing import Any
 
 import click
 
 import gluon_aa
 from gluon_aa.cli import doctor, evaluate, models, train
-from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.errors import FailedError, UsageError, reason
 
 INTERRUPTED = 130
 
@@ -24,16 +25,15 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
         except Exception as error:  # noqa: B902  the last resort: whatever it is, one line
             if ctx.obj['debug']:
-                raise
+                traceback.print_exc()
             click.echo(f'Error: {_one_line(error)}', err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, (UsageError, FailedError)):
-        return str(error)
-    text = ' '.join(str(error).split())
-    # MXNet's own errors begin with a C++ traceback; what matters is the last part
+    text = reason(error)
+    if isinstance(error, (UsageError, FailedError, OSError)):
+        return text
     text = text if len(text) < 300 else f'...{text[-300:]}'
     return f'unexpected {type(error).__name__}: {text} (gluon-aa --debug {" ".join(sys.argv[1:])} shows where)'
 

@@ -4,9 +4,11 @@ from typing import Any, Optional
 
 import click
 
+from gluon_aa import compat
 from gluon_aa.cli.options import key_options
 from gluon_aa.cli.output import json_option, printer, write_result
-from gluon_aa.training.config import check
+from gluon_aa.training.config import override
+from gluon_aa.training.tracking import RunDirectory
 
 
 @click.command('eval')
@@ -18,10 +20,13 @@ from gluon_aa.training.config import check
 @json_option
 def evaluate(run: pathlib.Path, split: str, checkpoint: str, json_path: Optional[str], **flags: Any) -> None:
     """Accuracy of a checkpoint of the run directory RUN."""
-    overrides = {key: check(key, value) for key, value in flags.items() if value is not None}
+    directory = RunDirectory.open(run)
+    overrides = {key: value for key, value in flags.items() if value is not None}
+    config = override(directory.config(), overrides)
+    if not config.gpus:
+        compat.share_cores(config.cpus)
     from gluon_aa.training.loop import evaluate as evaluate_run
-    from gluon_aa.training.tracking import RunDirectory
-    result = evaluate_run(RunDirectory.open(run), split, checkpoint, **overrides)
+    result = evaluate_run(directory, split, checkpoint, **overrides)
     printer(json_path)(f'{split} accuracy {result["accuracy"]:.4f} of {result["images"]:,} images, '
                        f'checkpoint of epoch {result["epoch"]}')
     write_result(json_path, result)

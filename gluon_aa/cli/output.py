@@ -9,7 +9,18 @@ from gluon_aa.errors import FailedError
 
 STANDARD_OUTPUT = '-'
 
-json_option = click.option('--json', 'json_path', metavar='PATH',
+
+def _checked(ctx: click.Context, parameter: click.Parameter, value: Optional[str]) -> Optional[str]:
+    """Refuse a PATH that cannot be written before any work is done."""
+    if value is None or value == STANDARD_OUTPUT:
+        return value
+    path = pathlib.Path(value)
+    if not value or path.is_dir() or not path.resolve().parent.is_dir():
+        raise click.BadParameter(f'{value!r} is no file in a directory that exists')
+    return value
+
+
+json_option = click.option('--json', 'json_path', metavar='PATH', callback=_checked,
                            help='Write the result as JSON; - for standard output.')
 
 
@@ -26,7 +37,11 @@ def write_result(json_path: Optional[str], value: Any) -> None:
         click.echo(json.dumps(value, indent=2, allow_nan=False))
         return
     from gluon_aa.training import files
+    path = pathlib.Path(json_path).resolve()
     try:
-        files.write_json(pathlib.Path(json_path), value)
+        if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced
+            path.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
+        else:
+            files.write_json(path, value)
     except OSError as error:
         raise FailedError(f'cannot write {json_path}: {error.strerror}') from error

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import click
 
+from gluon_aa import compat
 from gluon_aa.cli.options import key_options
 from gluon_aa.cli.output import json_option, printer, write_result
 from gluon_aa.configs import find_recipe
@@ -23,6 +24,8 @@ def train(recipe: Optional[str], run_path: Optional[pathlib.Path], json_path: Op
     """Train a network. Flags win over the keys of --config, which have the same names."""
     config = load(find_recipe(recipe) if recipe else None,
                   {key: value for key, value in flags.items() if value is not None})
+    if not config.gpus:
+        compat.share_cores(config.cpus)
     from gluon_aa.training.loop import Reporter
     from gluon_aa.training.loop import train as run_training
     echo = printer(json_path)

@@ -61,7 +61,7 @@ def load_dataset(name: str, data_dir: Optional[str] = None) -> Dataset:
     if name not in DATASETS:
         raise unknown('data set', name, DATASETS)
     recipe = DATASETS[name]
-    train, val, test = recipe.load(pathlib.Path(data_dir) if data_dir else None)
+    train, val, test = recipe.load(pathlib.Path(data_dir).expanduser() if data_dir else None)
     mean, std = channel_statistics(train.images)
     return Dataset(name, train, val, test, recipe.classes, recipe.flip, recipe.crop_padding, mean, std)
 

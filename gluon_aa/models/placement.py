@@ -60,7 +60,7 @@ def resolve_placement(placement: str, sites: Sequence[Site], seed: str) -> Froze
 
 
 def _last(argument: str, eligible: Sequence[Site]) -> Sequence[Site]:
-    if not argument.isdigit() or int(argument) > len(eligible):
+    if not argument.isdecimal() or int(argument) > len(eligible):
         raise UsageError(f"placement 'last:{argument}': K must be 0 to {len(eligible)}, "
                          'the number of convolutions that can be augmented')
     return eligible[len(eligible) - int(argument):]
@@ -130,3 +130,8 @@ class Convolutions:
 def halved(size: Tuple[int, int], strides: int) -> Tuple[int, int]:
     """(H, W) after a convolution or pooling of these strides that pads to keep the size."""
     return math.ceil(size[0] / strides), math.ceil(size[1] / strides)
+
+
+def is_augmented(net: Any) -> bool:
+    """Whether any layer of `net` is an attention-augmented convolution."""
+    return isinstance(net, AttentionAugmentedConv2D) or any(map(is_augmented, net._children.values()))

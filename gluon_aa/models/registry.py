@@ -121,10 +121,10 @@ def _match(name: str) -> Tuple[Family, Dict[str, int]]:
 def _from_gluoncv(name: str, **options: Any) -> Any:
     from gluoncv.model_zoo import get_model as get_gluoncv_model
     given = {key: value for key, value in options.items() if value is not None}
-    fields = {field.name for field in dataclasses.fields(Augmentation)}
-    asked = sorted(fields.intersection(given))
+    ours = {field.name for field in dataclasses.fields(Augmentation)}.union(*(family.options for family in families()))
+    asked = sorted(ours.intersection(given))
     if asked:
-        raise UsageError(f"{name} is gluoncv's and cannot be augmented: leave out {', '.join(asked)}, "
+        raise UsageError(f"{name} is gluoncv's and cannot be changed or augmented: leave out {', '.join(asked)}, "
                          'or take a network of ours, such as aa_wrn28_10')
     if name not in _gluoncv_names():
         raise unknown('network', name, list_models())

@@ -15,7 +15,7 @@ from typing import Any, Dict, List
 import numpy as np
 
 from gluon_aa.compat import mx
-from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.errors import FailedError, UsageError, reason
 from gluon_aa.training import files
 
 FORMAT = 1
@@ -44,13 +44,17 @@ def save(directory: pathlib.Path, net: Any, epoch: int, state: Dict[str, Any]) -
         temporary.mkdir(parents=True)
         mx.nd.save(str(temporary / PARAMETERS), arrays)
         files.sync(temporary / PARAMETERS)
+        written, expected = (temporary / PARAMETERS).stat().st_size, _expected_bytes(arrays)
+        if written != expected:  # MXNet does not notice when the disk refuses the last of it
+            raise FailedError(f'cannot write the checkpoint {final}: {written:,} of {expected:,} bytes were written: '
+                              'is the disk full?')
         files.write_json(temporary / STATE, {
             'format': FORMAT, 'epoch': epoch, **state, 'sha256': {PARAMETERS: files.sha256(temporary / PARAMETERS)}})
         files.sync(temporary)
         os.rename(temporary, final)
         files.sync(directory)
     except (OSError, mx.base.MXNetError) as error:
-        raise FailedError(f'cannot write the checkpoint {final}: {error}') from error
+        raise FailedError(f'cannot write the checkpoint {final}: {reason(error)}') from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
@@ -67,17 +71,28 @@ def _snapshot(net: Any) -> Dict[str, Any]:
     return {name: parameter._reduce() for name, parameter in net._collect_params_with_prefix().items()}
 
 
+def _expected_bytes(arrays: Dict[str, Any]) -> int:
+    """The size of MXNet's file of dense arrays (NDARRAY_V2): it has no checksum, but its length is known beforehand."""
+    header, counts = 16, 2 * 8
+    # magic, storage type, number of axes, axes, device, dtype, data; then the name with its length
+    return header + counts + sum(
+        4 + 4 + 4 + 8 * len(array.shape) + 8 + 4 + int(array.size) * np.dtype(array.dtype).itemsize
+        + 8 + len(name.encode()) for name, array in arrays.items())
+
+
 def epochs(directory: pathlib.Path) -> List[int]:
     """The epochs that have a checkpoint, rising."""
     names = (path.name for path in directory.glob('epoch-*') if path.is_dir())
-    return sorted(int(name[len('epoch-'):]) for name in names if name[len('epoch-'):].isdigit())
+    return sorted(int(name[len('epoch-'):]) for name in names if name[len('epoch-'):].isdecimal())
 
 
 def prune(directory: pathlib.Path, keep: int, best_epoch: int) -> None:
     """Delete all but the `keep` latest checkpoints and the best."""
     for epoch in epochs(directory)[:-keep]:
         if epoch != best_epoch:
-            shutil.rmtree(path_of(directory, epoch))
+            doomed = directory / f'.{path_of(directory, epoch).name}.{os.getpid()}.tmp'
+            os.rename(path_of(directory, epoch), doomed)  # a checkpoint that has its name is whole
+            shutil.rmtree(doomed)
 
 
 def choose(directory: pathlib.Path, which: str) -> pathlib.Path:
@@ -93,7 +108,7 @@ def choose(directory: pathlib.Path, which: str) -> pathlib.Path:
         return path_of(directory, present[-1])
     if which == 'best':
         return path_of(directory, int(read_state(path_of(directory, present[-1]))['best_epoch']))
-    if not which.isdigit() or int(which) not in present:
+    if not which.isdecimal() or int(which) not in present:
         raise UsageError(f'no checkpoint {which!r}: choose best, last, or an epoch of {", ".join(map(str, present))}')
     return path_of(directory, int(which))
 
@@ -131,4 +146,4 @@ def load_parameters(path: pathlib.Path, net: Any, devices: Any) -> None:
     try:
         net.load_parameters(str(path / PARAMETERS), ctx=devices)
     except (AssertionError, ValueError, mx.base.MXNetError) as error:
-        raise FailedError(f'{path / PARAMETERS} does not fit the network: {str(error).splitlines()[0]}') from error
+        raise FailedError(f'{path / PARAMETERS} does not fit the network: {reason(error)}') from error

@@ -91,8 +91,21 @@ def load(path: Optional[pathlib.Path] = None, overrides: Optional[Mapping[str, A
         if key not in FIELDS:
             raise UsageError(f'{where}{unknown("key", key, FIELDS)}')
     checked = {key: check(key, value, where) for key, value in values.items()}
-    checked.update({key: check(key, value) for key, value in (overrides or {}).items()})
-    return TrainConfig(**checked)
+    return override(TrainConfig(**checked), overrides or {})
+
+
+def override(config: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:
+    """`config` with `overrides` in place of its values; `cpus` without `gpus` means no GPUs.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range; both `gpus` and `cpus`.
+    """
+    checked = {key: check(key, value) for key, value in overrides.items()}
+    if checked.get('gpus') and 'cpus' in checked:
+        raise UsageError('--gpus and --cpus exclude each other: choose one')
+    if 'cpus' in checked:
+        checked['gpus'] = ()
+    return dataclasses.replace(config, **checked)
 
 
 def _read(path: pathlib.Path) -> Dict[str, Any]:
@@ -146,7 +159,7 @@ _NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 
 def _number(value: Union[int, str]) -> Union[float, str]:
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return str(value)
 
 

@@ -111,6 +111,14 @@ class HybridizedEngine:
         self._trainer.step(len(labels))  # divides the summed gradients by the batch's size
         return result
 
+    def average_statistics(self) -> None:
+        """Give every device the mean of the devices' running statistics, which is what a checkpoint holds."""
+        if len(self.devices) > 1:
+            mx.nd.waitall()  # running statistics lag behind
+            for parameter in self.net.collect_params().values():
+                if parameter.grad_req == 'null':
+                    parameter.set_data(parameter._reduce())
+
     def count_correct(self, batches: Iterable[Tuple[np.ndarray, np.ndarray]]) -> int:
         """Number of correct predictions; labels of -1 count as wrong."""
         total = 0

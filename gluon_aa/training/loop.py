@@ -6,12 +6,13 @@ import pathlib
 import time
 from typing import Any, Callable, Deque, Dict, Iterable, Optional, Tuple
 
+from gluon_aa import compat
 from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import TrainingBatches, evaluation_batches
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.models import get_model
+from gluon_aa.models import get_model, placement
 from gluon_aa.training import checkpoint
-from gluon_aa.training.config import TrainConfig
+from gluon_aa.training.config import TrainConfig, override
 from gluon_aa.training.devices import resolve_devices
 from gluon_aa.training.engine import HybridizedEngine, StepResult
 from gluon_aa.training.schedules import Schedule
@@ -46,6 +47,9 @@ def build_engine(config: TrainConfig, dataset: Dataset) -> HybridizedEngine:
     if config.batch_size < len(devices):
         raise UsageError(f'batch_size={config.batch_size} must be at least the number of devices, {len(devices)}')
     net = get_model(config.net, len(dataset.classes), input_size=dataset.input_size, **config.model_options())
+    if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and placement.is_augmented(net):
+        raise FailedError(f"MXNet's OpenBLAS hangs on attention on several CPU devices with more than one thread each: "
+                          f'set OMP_NUM_THREADS=1 (it is {compat.THREADS.number}), or use one device')
     return HybridizedEngine(net, dataset.mean, dataset.std, (dataset.channels, *dataset.input_size), config, devices)
 
 
@@ -117,6 +121,7 @@ class _Training:
         loss, correct = self._train_epoch(epoch)
         trained = time.perf_counter()
         images = len(self.batches) * self.config.batch_size
+        self.engine.average_statistics()
         val_accuracy = accuracy(self.engine, self.dataset.val, self.config.batch_size)
         return {'epoch': epoch, 'train_loss': loss / images, 'train_accuracy': correct / images,
                 'val_accuracy': val_accuracy, 'images_per_second': images / (trained - start),
@@ -171,7 +176,7 @@ def evaluate(run: RunDirectory, split: str = 'test', which: str = 'best', **over
         which: `best`, `last` or an epoch.
         **overrides: of the run's configuration, such as `batch_size`, `gpus` or `data_dir`.
     """
-    config = dataclasses.replace(run.config(), **overrides)
+    config = override(run.config(), overrides)
     path = checkpoint.choose(run.checkpoints, which)
     dataset = load_dataset(config.dataset, config.data_dir)
     engine = build_engine(config, dataset)

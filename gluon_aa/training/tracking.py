@@ -27,11 +27,15 @@ class RunDirectory:
         """
         candidates = [path] if path is not None else _default_paths(config)
         for candidate in candidates:
+            missing = [parent for parent in candidate.parents if not parent.exists()]
             try:
                 candidate.mkdir(parents=True)
             except FileExistsError:
                 continue
             except OSError as error:
+                for parent in missing:  # innermost first
+                    if parent.exists():
+                        parent.rmdir()
                 raise FailedError(f'cannot make the run directory {candidate}: {error.strerror}; '
                                   'name another with --run') from error
             run = cls(candidate)

@@ -41,7 +41,7 @@ def test_unknown_names_list_the_near_ones(name, message):
     ('wrn10_1', {'stem': 'cifar'}, "unknown option of wrn10_1 'stem'"),
     ('wrn10_1', {'placment': 'none'}, 'did you mean placement'),
     ('resnet18', {'stem': 'imagnet'}, 'did you mean imagenet'),
-    ('cifar_resnet20_v1', {'placement': 'paper'}, "gluoncv's and cannot be augmented: leave out placement"),
+    ('cifar_resnet20_v1', {'placement': 'paper'}, "gluoncv's and cannot be changed or augmented: leave out placement"),
     ('wrn10_1', {'classes': 0}, 'must be at least 1'),
     ('wrn10_1', {'pretrained': True}, 'there are no pretrained weights for wrn10_1'),
     ('wrn10_1', {'input_size': (0, 32)}, 'must be at least 1'),

@@ -79,6 +79,19 @@ def test_a_failure_while_writing_leaves_nothing_half_written(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ['epoch-0001']
 
 
+def test_a_disk_that_refuses_the_last_bytes_is_noticed(tmp_path, monkeypatch):
+    save_whole = mx.nd.save
+
+    def save_short(path, arrays):
+        save_whole(path, arrays)
+        with open(path, 'r+b') as file:
+            file.truncate(file.seek(0, 2) - 10)
+    monkeypatch.setattr(checkpoint.mx.nd, 'save', save_short)
+    with pytest.raises(FailedError, match='bytes were written: is the disk full') as caught:
+        save(tmp_path, make_net())
+    assert '\n' not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize('damage', [
     lambda data: data[:-1],
     lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],

@@ -21,6 +21,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert config.batch_size == TrainConfig().batch_size
 
 
+def test_the_flag_cpus_wins_over_gpus_of_the_file(tmp_path):
+    assert load(write(tmp_path, 'gpus: [0]'), {'cpus': 2}).gpus == ()
+    assert load(write(tmp_path, 'cpus: 2'), {'gpus': '0'}).gpus == (0,)
+    with pytest.raises(UsageError, match='exclude each other'):
+        load(None, {'cpus': 2, 'gpus': '0'})
+
+
 def test_what_is_written_reads_back(tmp_path):
     config = load(None, {'net': 'resnet18', 'gpus': '1,0', 'decay_epochs': [2, 5], 'stem': 'cifar', 'hybridize': False})
     assert load(write(tmp_path, config.to_yaml())) == config

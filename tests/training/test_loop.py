@@ -82,6 +82,14 @@ def test_a_network_of_gluoncv_trains_on_two_devices(tmp_path):
                         tmp_path / 'run')
     assert result['devices'] == ['cpu(0)', 'cpu(1)']
     assert evaluate(run)['accuracy'] == result['test_accuracy']
+    # validated with the statistics that the checkpoint holds, not with each device's own
+    assert evaluate(run, 'val', 'last', cpus=1)['accuracy'] == run.metrics()[-1]['val_accuracy']
+
+
+def test_attention_on_several_cpu_devices_is_refused_where_it_would_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.compat, 'THREADS', loop.compat.Threads(2, 'made up'))
+    with pytest.raises(FailedError, match=r'set OMP_NUM_THREADS=1 \(it is 2\), or use one device'):
+        train(tiny(cpus=2), tmp_path / 'run')
 
 
 def test_an_infinite_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
@@ -150,6 +158,12 @@ def test_a_run_directory_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(FailedError, match='cannot make the run directory'):
         RunDirectory.create(tmp_path / 'file' / 'run', tiny())
+
+
+def test_parents_made_for_a_run_directory_that_cannot_be_made_are_removed(tmp_path):
+    with pytest.raises(FailedError, match='cannot make the run directory'):
+        RunDirectory.create(tmp_path / 'new' / 'sub' / ('x' * 300), tiny())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_run_directories_are_opened(tmp_path):
