@@ -16,7 +16,7 @@ def resolve_devices(gpus: Sequence[int], cpus: int = 1) -> List[Any]:
     present = mx.context.num_gpus()
     missing = [gpu for gpu in gpus if gpu >= present]
     if missing:
-        ids = f' (ids 0 to {present - 1})' if present else ''
-        raise FailedError(f'--gpus {",".join(map(str, gpus))}: MXNet sees {present} GPUs here{ids}: name those, '
-                          f'or train on the CPU with --cpus {len(gpus)}; gluon-aa doctor tells more')
+        those = f' (ids 0 to {present - 1}): name those, or' if present else ':'
+        raise FailedError(f'--gpus {",".join(map(str, gpus))}: MXNet sees {present} GPUs here{those} '
+                          f'train on the CPU with --cpus {len(gpus)}; gluon-aa doctor tells more')
     return [mx.gpu(gpu) for gpu in gpus]

@@ -8,7 +8,7 @@ import pytest
 
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.training import checkpoint, loop
+from gluon_aa.training import checkpoint, devices, loop
 from gluon_aa.training.config import load
 from gluon_aa.training.loop import NonFiniteLoss, Reporter, evaluate, train
 from gluon_aa.training.tracking import RunDirectory
@@ -139,6 +139,13 @@ def test_what_cannot_be_trained_leaves_no_run_directory(tmp_path, keys, message)
     with pytest.raises((UsageError, FailedError), match=message):
         train(tiny(**keys), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+def test_gpus_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(devices.mx.context, 'num_gpus', lambda: 2)
+    assert devices.resolve_devices([1, 0]) == [mx.gpu(1), mx.gpu(0)]
+    with pytest.raises(FailedError, match=r'--gpus 1,2: MXNet sees 2 GPUs here \(ids 0 to 1\): name those, or'):
+        devices.resolve_devices([1, 2])
 
 
 def test_an_existing_directory_is_not_touched(tmp_path):
