@@ -82,8 +82,8 @@ def set_waiting() -> bool:
     libgomp's default is 300,000 rounds, or 100 once there are more team threads than cores. Both cost on 2 cores
     (images/s of aa_wrn10_2 on the digits): two trainings side by side spin each other's time away (fewer than 90 each;
     370 with this), and as soon as the main thread makes a team of its own, by reading an array that oneDNN laid out,
-    every operator waits for threads to wake (1,780 before, 760 after; 1,200 to 1,600 with this). Networks whose
-    operators take milliseconds do not notice: resnet34 trains at the same speed with each.
+    every operator waits for threads to wake (1,780 before, 760 after; 1,200 to 1,500 with this). Networks whose
+    operators take milliseconds do not notice: resnet34 at batch 32 shows no difference beyond a fifth, the noise.
     """
     if 'OMP_WAIT_POLICY' in os.environ or 'GOMP_SPINCOUNT' in os.environ:
         return False
