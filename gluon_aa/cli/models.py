@@ -6,6 +6,8 @@ from tabulate import tabulate
 
 from gluon_aa.cli.options import key_options
 from gluon_aa.cli.output import json_option, printer, write_result
+from gluon_aa.errors import UsageError
+from gluon_aa.training.config import parse_size
 
 ARCHITECTURE_KEYS = ('placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'relative',
                      'dropout', 'stem')
@@ -28,12 +30,9 @@ def list_command(json_path: Optional[str]) -> None:
 
 def _input_size(ctx: click.Context, parameter: click.Parameter, value: str) -> Tuple[int, int]:
     try:
-        height, width = (int(part) for part in value.lower().split('x'))
-    except ValueError:
-        raise click.BadParameter(f'{value!r} is not HxW in pixels, such as 32x32') from None
-    if min(height, width) < 1:
-        raise click.BadParameter(f'{value!r}: both must be at least 1')
-    return height, width
+        return parse_size(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @models.command()

@@ -10,17 +10,23 @@ from gluon_aa.errors import FailedError
 STANDARD_OUTPUT = '-'
 
 
-def _checked(ctx: click.Context, parameter: click.Parameter, value: Optional[str]) -> Optional[str]:
-    """Refuse a PATH that cannot be written before any work is done."""
-    if value is None or value == STANDARD_OUTPUT:
-        return value
+def writable(ctx: click.Context, parameter: click.Parameter, value: Optional[str]) -> Optional[pathlib.Path]:
+    """Refuse the name of a file that cannot be written before any work is done."""
+    if value is None:
+        return None
     path = pathlib.Path(value)
     if not value or path.is_dir() or not path.resolve().parent.is_dir():
         raise click.BadParameter(f'{value!r} is no file in a directory that exists')
+    return path
+
+
+def _writable_or_standard(ctx: click.Context, parameter: click.Parameter, value: Optional[str]) -> Optional[str]:
+    if value != STANDARD_OUTPUT:
+        writable(ctx, parameter, value)
     return value
 
 
-json_option = click.option('--json', 'json_path', metavar='PATH', callback=_checked,
+json_option = click.option('--json', 'json_path', metavar='PATH', callback=_writable_or_standard,
                            help='Write the result as JSON; - for standard output.')
 
 
@@ -36,7 +42,7 @@ def write_result(json_path: Optional[str], value: Any) -> None:
     if json_path == STANDARD_OUTPUT:
         click.echo(json.dumps(value, indent=2, allow_nan=False))
         return
-    from gluon_aa.training import files
+    from gluon_aa import files
     path = pathlib.Path(json_path).resolve()
     try:
         if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced

@@ -1,13 +1,14 @@
-"""What data sets hold, and how bad files are refused."""
+"""What every data set offers; the digits."""
 import hashlib
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from gluon_aa.data import cifar, load_dataset
-from gluon_aa.data.datasets import channel_statistics
-from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.data import DATASETS, Split, load_dataset
+from gluon_aa.data.datasets import Dataset
+from gluon_aa.errors import UsageError
+from gluon_aa.training.config import FIELDS
 
 
 def splits(dataset):
@@ -37,72 +38,58 @@ def test_digits_test_images_never_change():
     assert digest == 'b73ad886c973a728a3983062b04e72cc2f7effc9643c50702683ffd0c5faf323'
 
 
-def test_statistics_are_those_of_training_images():
-    dataset = load_dataset('digits')
-    pixels = dataset.train.images.astype(np.float64)
-    assert dataset.mean == pytest.approx(pixels.mean(axis=(0, 2, 3)))
-    assert dataset.std == pytest.approx(pixels.std(axis=(0, 2, 3)))
+@pytest.mark.parametrize('normalization', ['channels', 'mean-image'])
+@pytest.mark.parametrize('name', ['digits', 'synthetic'])
+def test_statistics_broadcast_against_an_image(name, normalization):
+    dataset = load_dataset(name, normalization=normalization)
+    shape = (dataset.channels, *dataset.input_size)
+    assert np.broadcast_shapes(dataset.mean.shape, dataset.std.shape, shape) == shape
+    assert dataset.mean.dtype == dataset.std.dtype == np.float64
 
 
-def test_a_constant_channel_has_deviation_one():
-    mean, std = channel_statistics(np.full((2, 3, 4, 4), 7, np.uint8))
-    assert mean.tolist() == [7, 7, 7] and std.tolist() == [1, 1, 1]
-
-
-@pytest.fixture
-def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10's six files with 40 images each instead of 10,000, and what is in them."""
-    monkeypatch.setattr(cifar, 'IMAGES_PER_FILE', 40)
-    monkeypatch.setattr(cifar, 'VALIDATION_IMAGES', 20)
-    images = np.random.randint(0, 256, (6, 40, 3, 32, 32), dtype=np.uint8)
-    labels = np.tile(np.arange(10, dtype=np.uint8), (6, 4))
-    for name, batch_images, batch_labels in zip((*cifar.TRAIN_FILES, cifar.TEST_FILE), images, labels):
-        # by the format's own description: <1 x label><3072 x pixel>, red, green and blue planes in row order
-        records = [bytes([label]) + image.tobytes() for image, label in zip(batch_images, batch_labels)]
-        (tmp_path / name).write_bytes(b''.join(records))
-    return tmp_path, images, labels
-
-
-def test_cifar_reads_the_binary_format(small_cifar):
-    directory, images, labels = small_cifar
-    dataset = load_dataset('cifar10', str(directory))
-    assert [len(split) for split in splits(dataset)] == [180, 20, 40]
-    assert np.array_equal(dataset.test.images, images[5]) and np.array_equal(dataset.test.labels, labels[5])
-    held = sorted(image.tobytes() for split in (dataset.train, dataset.val) for image in split.images)
-    assert held == sorted(image.tobytes() for image in images[:5].reshape(-1, 3, 32, 32))
-    assert np.bincount(dataset.val.labels).tolist() == [2] * 10
-
-
-def test_cifar_is_found_in_the_unpacked_archives_directory(small_cifar, tmp_path):
-    directory, _, _ = small_cifar
-    inner = tmp_path / 'top' / 'cifar-10-batches-bin'
-    inner.mkdir(parents=True)
-    for name in (*cifar.TRAIN_FILES, cifar.TEST_FILE):
-        (directory / name).rename(inner / name)
-    assert cifar.find(tmp_path / 'top') == str(inner)
-
-
-def test_truncated_cifar_is_refused(small_cifar):
-    directory, _, _ = small_cifar
-    path = directory / 'data_batch_3.bin'
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(FailedError, match=r'data_batch_3.bin has 122,919 bytes instead of 122,920'):
-        load_dataset('cifar10', str(directory))
-
-
-def test_foreign_labels_are_refused(small_cifar):
-    directory, _, _ = small_cifar
-    path = directory / 'test_batch.bin'
-    path.write_bytes(b'\x0b' + path.read_bytes()[1:])
-    with pytest.raises(FailedError, match='holds the label 11'):
-        load_dataset('cifar10', str(directory))
-
-
-def test_missing_cifar_says_where_it_was_sought(tmp_path):
-    with pytest.raises(FailedError, match=f'no CIFAR-10 in {tmp_path}'):
-        load_dataset('cifar10', str(tmp_path))
-
-
-def test_unknown_data_sets_list_the_near_ones():
+def test_unknown_names_list_the_near_ones():
     with pytest.raises(UsageError, match="unknown data set 'cifar': did you mean cifar10"):
         load_dataset('cifar')
+    with pytest.raises(UsageError, match="unknown normalization 'channel': did you mean channels"):
+        load_dataset('digits', normalization='channel')
+
+
+@pytest.mark.parametrize('name, options, flag', [
+    ('digits', {'data_dir': '.'}, '--data-dir'),
+    ('digits', {'allow_unverified': True}, '--allow-unverified'),
+    ('cifar10', {'input_size': (16, 16)}, '--input-size'),
+    ('synthetic', {'data_dir': '.'}, '--data-dir'),
+    ('folder', {'data_dir': '.', 'allow_unverified': True}, '--allow-unverified'),
+])
+def test_options_that_a_data_set_cannot_use_are_refused(name, options, flag):
+    with pytest.raises(UsageError, match=f'means nothing for the data set {name}: leave out {flag}$'):
+        load_dataset(name, **options)
+
+
+def test_finding_neither_downloads_nor_decodes():
+    assert {name: recipe.find(None) for name, recipe in DATASETS.items()} == {
+        'digits': 'embedded in scikit-learn', 'synthetic': 'made when asked for',
+        'cifar10': None, 'cifar100': None, 'folder': None}
+
+
+def test_the_keys_help_names_every_data_set_and_its_default_is_one():
+    assert all(name in FIELDS['dataset'].metadata['help'] for name in DATASETS)
+    assert FIELDS['dataset'].default in DATASETS
+
+
+def dataset_of(images, labels):
+    split = Split(np.asarray(images, np.uint8), np.asarray(labels, np.int32))
+    return Dataset('any', split, split, split, ('a', 'b'), False, 0, np.zeros((1, 1, 1)), np.ones((1, 1, 1)))
+
+
+def test_fingerprints_tell_training_data_apart():
+    images = np.arange(24).reshape(2, 1, 3, 4)
+    base = dataset_of(images, [0, 1]).fingerprint
+    assert base == dataset_of(images, [0, 1]).fingerprint and len(base) == 64
+    others = [(images[::-1], [0, 1]), (images, [1, 0]), (images.reshape(2, 1, 4, 3), [0, 1])]
+    assert len({base, *(dataset_of(*other).fingerprint for other in others)}) == 4
+
+
+def test_fingerprints_do_not_depend_on_the_layout_in_memory():
+    images = np.random.randint(0, 256, (4, 3, 5, 6), dtype=np.uint8)
+    assert dataset_of(np.asfortranarray(images), [0] * 4).fingerprint == dataset_of(images, [0] * 4).fingerprint

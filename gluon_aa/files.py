@@ -1,22 +1,28 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path to write; it becomes `path` when the block ends well, and goes when it does not."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write or replace `path` at once; on failure the old file stays."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
