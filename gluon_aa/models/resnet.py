@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Sequence, Tuple
 
 from gluon_aa.compat import mx
 from gluon_aa.errors import unknown
+from gluon_aa.models.activation import relu
 from gluon_aa.models.placement import Augmentation, Convolutions, halved, residual_sites
 from gluon_aa.models.registry import register
 
@@ -36,7 +37,7 @@ class _Residual(nn.HybridBlock):
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         """x (B, in_channels, strides*H, strides*W) -> (B, out_channels, H, W)."""
         shortcut = x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))
-        return F.relu(self.branch(F, x) + shortcut)
+        return relu(F, self.branch(F, x) + shortcut)
 
 
 class BasicBlock(_Residual):
@@ -55,7 +56,7 @@ class BasicBlock(_Residual):
             self.norm2 = nn.BatchNorm(in_channels=channels)
 
     def branch(self, F: Any, x: Any) -> Any:
-        return self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return self.norm2(self.conv2(relu(F, self.norm1(self.conv1(x)))))
 
 
 class Bottleneck(_Residual):
@@ -76,8 +77,8 @@ class Bottleneck(_Residual):
             self.norm3 = nn.BatchNorm(in_channels=4 * channels)
 
     def branch(self, F: Any, x: Any) -> Any:
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        x = relu(F, self.norm1(self.conv1(x)))
+        x = relu(F, self.norm2(self.conv2(x)))
         return self.norm3(self.conv3(x))
 
 
@@ -122,7 +123,7 @@ class ResNet(nn.HybridBlock):
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         """x (B, C, H, W) -> (B, classes)."""
-        x = F.relu(self.stem_norm(self.stem(x)))
+        x = relu(F, self.stem_norm(self.stem(x)))
         x = F.Pooling(x, kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type='max')
         x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
         return self.output(F.Pooling(x, global_pool=True, pool_type='avg', kernel=(1, 1)))

@@ -7,6 +7,7 @@ from typing import Any, Tuple
 
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
+from gluon_aa.models.activation import relu
 from gluon_aa.models.placement import Augmentation, Convolutions, halved, residual_sites
 from gluon_aa.models.registry import register
 
@@ -31,9 +32,9 @@ class WideBlock(nn.HybridBlock):
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         """x (B, in_channels, strides*H, strides*W) -> (B, channels, H, W)."""
-        activated = F.relu(self.norm1(x))
+        activated = relu(F, self.norm1(x))
         shortcut = self.shortcut(activated) if self.shortcut is not None else x
-        x = F.relu(self.norm2(self.conv1(activated)))
+        x = relu(F, self.norm2(self.conv1(activated)))
         if self.dropout is not None:
             x = self.dropout(x)
         return self.conv2(x) + shortcut
@@ -65,7 +66,7 @@ class WideResNet(nn.HybridBlock):
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         """x (B, C, H, W) -> (B, classes)."""
         x = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        x = F.relu(self.norm(x))
+        x = relu(F, self.norm(x))
         return self.output(F.Pooling(x, global_pool=True, pool_type='avg', kernel=(1, 1)))
 
 
