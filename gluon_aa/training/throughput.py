@@ -1,0 +1,172 @@
+"""Images/s of training and inference, measured: each combination in a process of its own.
+
+A process has one number format and one number of threads (see precision.py, compat.py), so one cannot measure two.
+"""
+import itertools
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from gluon_aa import compat, files, machine
+from gluon_aa.errors import FailedError
+from gluon_aa.training.config import TrainConfig, load
+
+PHASES = ('training', 'inference')
+
+_CHILD = 'from gluon_aa.training.throughput import child; child()'
+_MARK = 'MEASURED'
+
+Row = Dict[str, Any]
+
+
+class Protocol(NamedTuple):
+    """How a combination is measured: `repeats` times `steps` steps on one batch, after `warm_up` steps."""
+
+    warm_up: int = 3
+    steps: int = 5
+    repeats: int = 5
+    phases: Tuple[str, ...] = PHASES
+    time_limit: float = 1800.0  # seconds a combination
+
+
+def combinations(nets: Sequence[str], batch_sizes: Sequence[int], dtypes: Sequence[str], hybridize: Sequence[bool],
+                 devices: Sequence[Row], input_size: Optional[str] = None) -> List[TrainConfig]:
+    """Every combination as a configuration; `devices` are {'cpus': n} or {'gpus': ids}.
+
+    Raises:
+        UsageError: a value that no configuration can have.
+    """
+    return [load(None, {'net': net, 'batch_size': batch_size, 'dtype': dtype, 'hybridize': compiled,
+                        'dataset': 'synthetic', 'optimizer': 'sgd', 'learning_rate': 1e-3, 'input_size': input_size,
+                        **place})
+            for place, net, dtype, compiled, batch_size in itertools.product(
+                devices, nets, dtypes, hybridize, batch_sizes)]
+
+
+def measure_all(configs: Sequence[TrainConfig], protocol: Protocol) -> Iterator[Row]:
+    """A row for each phase of each configuration, as they come; one that fails has `error` in place of its figures."""
+    for config in configs:
+        about = {'net': config.net, 'batch_size': config.batch_size, 'dtype': config.dtype,
+                 'hybridized': config.hybridize, 'source': 'measured'}
+        try:
+            found = _in_another_process(config, protocol)
+        except FailedError as error:
+            places = [f'gpu({gpu})' for gpu in config.gpus] or [f'cpu({cpu})' for cpu in range(config.cpus)]
+            yield {**about, 'devices': places, 'phase': None, 'error': str(error)}
+            continue
+        for row in found:
+            yield {**about, **row}
+
+
+def _in_another_process(config: TrainConfig, protocol: Protocol) -> List[Row]:
+    # the same modules as here, wherever they were found
+    code = f'import sys; sys.path[:] = {sys.path!r}; {_CHILD}'
+    asked = json.dumps({'config': config.values(), 'protocol': protocol._asdict()})
+    try:
+        done = subprocess.run([sys.executable, '-c', code], input=asked, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=protocol.time_limit, check=False,
+                              env=compat.users_environment())
+    except subprocess.TimeoutExpired:
+        raise FailedError(f'not done after {protocol.time_limit:g} s') from None
+    for line in done.stdout.splitlines():
+        if line.startswith(_MARK):
+            answer = json.loads(line[len(_MARK):])
+            if 'error' in answer:
+                raise FailedError(answer['error'])
+            return list(answer['rows'])
+    last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
+    raise FailedError(f'its process ended with code {done.returncode}: {last}')
+
+
+def child() -> None:
+    """Measure what standard input asks for and print it: the other process's end."""
+    asked = json.load(sys.stdin)
+    config = load(None, asked['config'])
+    protocol = Protocol(**asked['protocol'])
+    if not config.gpus:
+        compat.share_cores(config.cpus)
+    try:
+        answer: Row = {'rows': measure(config, protocol)}
+    except (ValueError, RuntimeError) as error:  # ours, and MXNet's
+        answer = {'error': ' '.join(str(error).split())[-300:]}
+    print(_MARK + json.dumps(answer), flush=True)
+
+
+def measure(config: TrainConfig, protocol: Protocol) -> List[Row]:
+    """The rows of one configuration, in this process. A step is the trainer's own, from a batch in host memory."""
+    from gluon_aa.compat import mx
+    from gluon_aa.training.loop import build_engine, load_data
+    dataset = load_data(config)
+    engine = build_engine(config, dataset)
+    chosen = np.arange(config.batch_size) % len(dataset.train)
+    batch = dataset.train.images[chosen], dataset.train.labels[chosen]
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            engine.train_step(*batch, config.learning_rate)
+        mx.nd.waitall()
+
+    def infer(steps: int) -> None:
+        engine.count_correct(itertools.repeat(batch, steps))
+
+    rows = []
+    for phase in protocol.phases:
+        rates = _rates({'training': train, 'inference': infer}[phase], protocol, config.batch_size)
+        rows.append({'phase': phase, 'devices': [str(device) for device in engine.devices],
+                     'threads': compat.THREADS.number, 'images_per_second': statistics.median(rates),
+                     'slowest': min(rates), 'fastest': max(rates), 'repeats': rates})
+    return rows
+
+
+def _rates(run: Callable[[int], None], protocol: Protocol, batch_size: int) -> List[float]:
+    """Images/s of each repeat."""
+    run(protocol.warm_up)
+    rates = []
+    for _ in range(protocol.repeats):
+        start = time.perf_counter()
+        run(protocol.steps)
+        rates.append(protocol.steps * batch_size / (time.perf_counter() - start))
+    return rates
+
+
+def conditions(protocol: Protocol) -> Row:
+    """What the figures depend on beside the combinations."""
+    return {'cpu': machine.cpu_model(), 'physical_cores': machine.physical_cores(),
+            'protocol': {key: value for key, value in protocol._asdict().items() if key != 'time_limit'}}
+
+
+def label(row: Row) -> str:
+    """The combination of a row in a few words."""
+    mode = '' if row['hybridized'] else ', eager'
+    places = f'{len(row["devices"])} x {row["devices"][0][:3]}'
+    return f'{row["net"]}, batch {row["batch_size"]}, {row["dtype"]}{mode}, {places}'
+
+
+def draw(rows: Sequence[Row], path: pathlib.Path, title: str) -> None:
+    """A PNG: a bar for each measured row, its median, with a line from the slowest to the fastest repeat."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    phases = [phase for phase in PHASES if any(row['phase'] == phase for row in rows)]
+    figure = Figure(figsize=(6 * max(1, len(phases)) + 2, 1.6 + 0.4 * len(rows) / max(1, len(phases))),
+                    layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, phase in zip(figure.subplots(1, max(1, len(phases)), squeeze=False)[0], phases):
+        shown = [row for row in rows if row['phase'] == phase][::-1]  # the first on top
+        middle = [row['images_per_second'] for row in shown]
+        spread = [[value - row['slowest'] for value, row in zip(middle, shown)],
+                  [row['fastest'] - value for value, row in zip(middle, shown)]]
+        bars = axes.barh([label(row) for row in shown], middle, xerr=spread, color='tab:blue', capsize=3)
+        axes.bar_label(bars, [f'{value:,.0f}' for value in middle], padding=6)
+        axes.margins(x=0.15)
+        axes.set(xlabel='images/s', title=phase.capitalize())
+        axes.grid(axis='x', alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle(title, wrap=True)
+    with files.replacing(path) as temporary:
+        figure.savefig(str(temporary), dpi=120, format='png')
