@@ -14,7 +14,7 @@ import pathlib
 import sys
 import types
 import warnings
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -192,6 +192,14 @@ def share_cores(cpu_devices: int) -> None:
     if cpu_devices > 1 and THREADS.number > 1 and not THREADS.by_user and 'mxnet' not in sys.modules:
         THREADS = Threads(1, f'one for each of {cpu_devices} CPU devices')
         os.environ['OMP_NUM_THREADS'] = '1'
+
+
+def users_environment() -> Dict[str, str]:
+    """The environment without what `prepare` set, for a child process that is to choose for itself."""
+    ours = [] if THREADS.by_user else ['OMP_NUM_THREADS']
+    if WAITING_SET:
+        ours += ['OMP_WAIT_POLICY', 'GOMP_SPINCOUNT']
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def __getattr__(name: str) -> Any:

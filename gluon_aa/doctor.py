@@ -72,7 +72,8 @@ def probe_mxnet() -> Dict[str, Any]:
     code = f'import sys; sys.path[:] = {sys.path!r}\n{_PROBE}'
     try:
         done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=PROBE_SECONDS, check=False)
+                              universal_newlines=True, timeout=PROBE_SECONDS, check=False,
+                              env=compat.users_environment())
     except subprocess.TimeoutExpired:
         return {'error': f'loading MXNet took longer than {PROBE_SECONDS} s'}
     for line in done.stdout.splitlines():

@@ -16,7 +16,7 @@ from gluon_aa.training.tracking import RunDirectory
 @click.option('--split', type=click.Choice(('test', 'val', 'train')), default='test', show_default=True,
               help='Which images.')
 @click.option('--checkpoint', default='best', show_default=True, metavar='best|last|EPOCH', help='Which checkpoint.')
-@key_options('batch_size', 'data_dir', 'gpus', 'cpus', 'attention_backend')
+@key_options('batch_size', 'data_dir', 'gpus', 'cpus', 'dtype', 'attention_backend')
 @json_option
 def evaluate(run: pathlib.Path, split: str, checkpoint: str, json_path: Optional[str], **flags: Any) -> None:
     """Accuracy of a checkpoint of the run directory RUN."""

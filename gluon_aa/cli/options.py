@@ -8,10 +8,15 @@ from gluon_aa.training.config import FIELDS, kind
 _TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, tuple: click.STRING}
 
 
+def option_name(key: str) -> str:
+    """The flag of a configuration key."""
+    return f'--{key.replace("_", "-")}'
+
+
 def key_option(name: str) -> Callable[..., Any]:
     """The flag of configuration key `name`; absent from the command line, its value is None."""
     field = FIELDS[name]
-    flag, help_text, choices = f'--{name.replace("_", "-")}', field.metadata['help'], field.metadata['choices']
+    flag, help_text, choices = option_name(name), field.metadata['help'], field.metadata['choices']
     if kind(name) is bool:
         return click.option(f'{flag}/--no-{flag[2:]}', name, default=None,
                             help=f'{help_text} [default: {_shown(field.default)}]')

@@ -1,56 +1,102 @@
-"""Checkpoints: one directory an epoch, complete from the moment it has its name.
+"""Checkpoints: one directory each, complete from the moment it has its name.
 
-    checkpoints/epoch-0007/net.params   the network, for Gluon's load_parameters
-    checkpoints/epoch-0007/state.json   epoch, accuracy, checksum and what the network is made for
+    checkpoints/epoch-0007/               after seven epochs
+    checkpoints/epoch-0008-step-000120/   within the eighth, after 120 of its steps
+        net.params      the network, for Gluon's load_parameters
+        training.npz    the optimizer's state, each device's running statistics, the images' mean and deviation
+        state.json      position, sums of the epoch so far, accuracy, checksums, and what the network is made for
 
-MXNet's reader can abort the process on a damaged or foreign file, so none is handed to it before its
-checksum was found right. Nothing is pickled.
+MXNet's reader can abort the process on a damaged or foreign file, so none is handed to it before its checksum and its
+structure were found right. Nothing is pickled: no file here can run code.
 """
 import json
 import os
 import pathlib
+import re
 import shutil
-from typing import Any, Dict, List
+import zipfile
+from typing import Any, Dict, List, NamedTuple
 
 import numpy as np
 
+from gluon_aa import files
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError, UsageError, reason
-from gluon_aa.training import files
+from gluon_aa.training import parameter_file
 
-FORMAT = 1
-PARAMETERS, STATE = 'net.params', 'state.json'
-
-
-def path_of(directory: pathlib.Path, epoch: int) -> pathlib.Path:
-    """The checkpoint of `epoch` in the directory of checkpoints."""
-    return directory / f'epoch-{epoch:04d}'
+#: 1 had no training.npz.
+FORMAT = 2
+PARAMETERS, TRAINING, STATE = 'net.params', 'training.npz', 'state.json'
 
 
-def save(directory: pathlib.Path, net: Any, epoch: int, state: Dict[str, Any]) -> pathlib.Path:
-    """Write the checkpoint of `epoch`, with `state` (JSON values) in its state.json; returns its path.
+class Position(NamedTuple):
+    """A place in a training: whole epochs done, and steps of the next."""
+
+    epochs: int
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return f'epoch-{self.epochs + 1:04d}-step-{self.steps:06d}' if self.steps else f'epoch-{self.epochs:04d}'
+
+    def __str__(self) -> str:
+        return f'step {self.steps} of epoch {self.epochs + 1}' if self.steps else f'epoch {self.epochs}'
+
+
+def _position(name: str) -> Position:
+    match = re.fullmatch(r'epoch-([0-9]+)(?:-step-([0-9]+))?', name)
+    assert match is not None
+    epoch, step = match.groups()
+    return Position(int(epoch)) if step is None else Position(int(epoch) - 1, int(step))
+
+
+def positions(directory: pathlib.Path) -> List[Position]:
+    """Where the checkpoints in the directory of checkpoints stand, earliest first."""
+    names = (path.name for path in directory.glob('epoch-*') if path.is_dir())
+    return sorted(position for position in map(_position, filter(re.compile(
+        r'epoch-[0-9]+(-step-[0-9]+)?').fullmatch, names)))
+
+
+def epochs(directory: pathlib.Path) -> List[int]:
+    """The epochs that have a checkpoint of their end, rising."""
+    return [position.epochs for position in positions(directory) if not position.steps]
+
+
+def path_of(directory: pathlib.Path, position: Position) -> pathlib.Path:
+    """The checkpoint of `position` in the directory of checkpoints."""
+    return directory / position.name
+
+
+def save(directory: pathlib.Path, position: Position, net: Any, training: Dict[str, np.ndarray],
+         state: Dict[str, Any]) -> pathlib.Path:
+    """Write the checkpoint of `position`; returns its path.
+
+    Args:
+        training: what else the training needs to go on, as arrays.
+        state: JSON values for state.json.
 
     Raises:
-        FailedError: parameters that are not finite, or a disk that refuses them; what was there before stays.
+        FailedError: numbers that are not finite, or a disk that refuses them; what was there before stays.
     """
-    arrays = _snapshot(net)
-    for name, array in arrays.items():
-        if not np.isfinite(array.asnumpy()).all():
-            raise FailedError(f'parameter {name} is no longer finite after epoch {epoch}: '
-                              'no checkpoint was written for it')
-    final = path_of(directory, epoch)
+    parameters = _snapshot(net)
+    for name, array in {**{name: array.asnumpy() for name, array in parameters.items()}, **training}.items():
+        if not np.isfinite(array).all():
+            raise FailedError(f'{name} is no longer finite after {position}: no checkpoint was written for it')
+    final = path_of(directory, position)
     temporary = directory / f'.{final.name}.{os.getpid()}.tmp'
     try:
         temporary.mkdir(parents=True)
-        mx.nd.save(str(temporary / PARAMETERS), arrays)
-        files.sync(temporary / PARAMETERS)
-        written, expected = (temporary / PARAMETERS).stat().st_size, _expected_bytes(arrays)
-        if written != expected:  # MXNet does not notice when the disk refuses the last of it
-            raise FailedError(f'cannot write the checkpoint {final}: {written:,} of {expected:,} bytes were written: '
-                              'is the disk full?')
+        _write_parameters(temporary / PARAMETERS, parameters)
+        with open(temporary / TRAINING, 'wb') as file:
+            np.savez(file, **training)
+            file.flush()
+            os.fsync(file.fileno())
         files.write_json(temporary / STATE, {
-            'format': FORMAT, 'epoch': epoch, **state, 'sha256': {PARAMETERS: files.sha256(temporary / PARAMETERS)}})
+            'format': FORMAT, **position._asdict(), **state,
+            'sha256': {name: files.sha256(temporary / name) for name in (PARAMETERS, TRAINING)}})
         files.sync(temporary)
+        _remove(final)  # of a training that was resumed from before it
         os.rename(temporary, final)
         files.sync(directory)
     except (OSError, mx.base.MXNetError) as error:
@@ -61,38 +107,49 @@ def save(directory: pathlib.Path, net: Any, epoch: int, state: Dict[str, Any]) -
 
 
 def _snapshot(net: Any) -> Dict[str, Any]:
-    """Copies of the parameters under the names that Gluon's `save_parameters` gives them; means over the devices.
+    """Copies of the parameters under the names that Gluon's `save_parameters` gives them.
 
-    Copied by the engine on purpose: reading a weight that oneDNN keeps in its own layout converts it on the calling
-    thread, whose own OpenMP team then competes with the engine's for the cores; training was 2x slower from there on.
+    Of several devices: the first one's weights, which all share, and the mean of the running statistics. Copied by the
+    engine on purpose: reading a weight that oneDNN keeps in its own layout converts it on the calling thread, whose own
+    OpenMP team then competes with the engine's for the cores; training was 2x slower from there on.
     """
     # without waiting, batch norm's running statistics may be those of the step before
     mx.nd.waitall()
-    return {name: parameter._reduce() for name, parameter in net._collect_params_with_prefix().items()}
+    return {name: mx.nd.array(mean_over_devices(parameter)) if parameter.grad_req == 'null'
+            else parameter.list_data()[0].copyto(mx.cpu()) * 1  # the product is in the plain layout
+            for name, parameter in net._collect_params_with_prefix().items()}
 
 
-def _expected_bytes(arrays: Dict[str, Any]) -> int:
-    """The size of MXNet's file of dense arrays (NDARRAY_V2): it has no checksum, but its length is known beforehand."""
-    header, counts = 16, 2 * 8
-    # magic, storage type, number of axes, axes, device, dtype, data; then the name with its length
-    return header + counts + sum(
-        4 + 4 + 4 + 8 * len(array.shape) + 8 + 4 + int(array.size) * np.dtype(array.dtype).itemsize
-        + 8 + len(name.encode()) for name, array in arrays.items())
+def mean_over_devices(parameter: Any) -> np.ndarray:
+    """The mean of a parameter's copies, rounded once, so that the mean of equal copies is what they are."""
+    copies = [copy.asnumpy() for copy in parameter.list_data()]
+    mean: np.ndarray = np.mean(copies, axis=0, dtype=np.float64).astype(copies[0].dtype)
+    return mean
 
 
-def epochs(directory: pathlib.Path) -> List[int]:
-    """The epochs that have a checkpoint, rising."""
-    names = (path.name for path in directory.glob('epoch-*') if path.is_dir())
-    return sorted(int(name[len('epoch-'):]) for name in names if name[len('epoch-'):].isdecimal())
+def _write_parameters(path: pathlib.Path, parameters: Dict[str, Any]) -> None:
+    mx.nd.save(str(path), parameters)
+    files.sync(path)
+    written, expected = path.stat().st_size, parameter_file.size(parameters)
+    if written != expected:  # MXNet does not notice when the disk refuses the last of it
+        raise OSError(f'{written:,} of {expected:,} bytes were written: is the disk full?')
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Delete a checkpoint; what has a checkpoint's name is whole at any moment."""
+    if path.exists():
+        doomed = path.with_name(f'.{path.name}.{os.getpid()}.old.tmp')
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def prune(directory: pathlib.Path, keep: int, best_epoch: int) -> None:
-    """Delete all but the `keep` latest checkpoints and the best."""
-    for epoch in epochs(directory)[:-keep]:
-        if epoch != best_epoch:
-            doomed = directory / f'.{path_of(directory, epoch).name}.{os.getpid()}.tmp'
-            os.rename(path_of(directory, epoch), doomed)  # a checkpoint that has its name is whole
-            shutil.rmtree(doomed)
+    """Delete all but the `keep` latest checkpoints and the best, and what killed trainings left half-written."""
+    for position in positions(directory)[:-keep]:
+        if position != Position(best_epoch):
+            _remove(path_of(directory, position))
+    for leftover in directory.glob('.epoch-*.tmp'):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def choose(directory: pathlib.Path, which: str) -> pathlib.Path:
@@ -101,16 +158,20 @@ def choose(directory: pathlib.Path, which: str) -> pathlib.Path:
     Raises:
         UsageError: no such checkpoint.
     """
-    present = epochs(directory)
+    present = positions(directory)
     if not present:
         raise UsageError(f'{directory} holds no checkpoint')
     if which == 'last':
         return path_of(directory, present[-1])
     if which == 'best':
-        return path_of(directory, int(read_state(path_of(directory, present[-1]))['best_epoch']))
-    if not which.isdecimal() or int(which) not in present:
-        raise UsageError(f'no checkpoint {which!r}: choose best, last, or an epoch of {", ".join(map(str, present))}')
-    return path_of(directory, int(which))
+        best = int(read_state(path_of(directory, present[-1]))['best_epoch'])
+        if not best:
+            raise UsageError(f'{directory} holds no best checkpoint yet, as no epoch was finished: choose last')
+        return path_of(directory, Position(best))
+    whole = [position.epochs for position in present if not position.steps]
+    if not which.isdecimal() or int(which) not in whole:
+        raise UsageError(f'no checkpoint {which!r}: choose best, last, or an epoch of {", ".join(map(str, whole))}')
+    return path_of(directory, Position(int(which)))
 
 
 def read_state(path: pathlib.Path) -> Dict[str, Any]:
@@ -130,20 +191,56 @@ def read_state(path: pathlib.Path) -> Dict[str, Any]:
     return dict(state)
 
 
+def _verify(path: pathlib.Path, name: str) -> pathlib.Path:
+    """The file `name` of a checkpoint, its checksum found right."""
+    checksums = read_state(path).get('sha256')
+    try:
+        actual = files.sha256(path / name)
+    except OSError as error:
+        raise FailedError(f'cannot read {path / name}: {error.strerror}') from error
+    if not isinstance(checksums, dict) or actual != checksums.get(name):
+        raise FailedError(f'{path / name} is damaged (its checksum differs): remove {path} and choose an earlier '
+                          'checkpoint')
+    return path / name
+
+
 def load_parameters(path: pathlib.Path, net: Any, devices: Any) -> None:
     """Load a checkpoint into `net`.
 
     Raises:
-        FailedError: a file that is missing or damaged, or parameters of another network.
+        FailedError: a file that is missing, damaged or foreign, or parameters of another network.
     """
-    expected = read_state(path).get('sha256', {}).get(PARAMETERS)
+    file = _verify(path, PARAMETERS)
     try:
-        actual = files.sha256(path / PARAMETERS)
-    except OSError as error:
-        raise FailedError(f'cannot read {path / PARAMETERS}: {error}') from error
-    if actual != expected:
-        raise FailedError(f'{path / PARAMETERS} is damaged (its checksum differs): choose another checkpoint')
+        found = parameter_file.shapes(file)
+    except parameter_file.NotAParameterFile as error:
+        raise FailedError(f"{file} is no file of MXNet's parameters: {error}") from error
+    expected = {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            raise FailedError(f'{file} does not fit the network: {name} is {found.get(name, "absent")} there and '
+                              f'{expected.get(name, "absent")} in the network')
+    net.load_parameters(str(file), ctx=devices)
+
+
+def load_training(path: pathlib.Path) -> Dict[str, np.ndarray]:
+    """The arrays that `save` was given as `training`.
+
+    Raises:
+        FailedError: a file that is missing, damaged or foreign.
+    """
+    if read_state(path)['format'] < 2:
+        raise FailedError(f'{path} was written by an older version of gluon-aa, without the state of its optimizer: it '
+                          'can be evaluated, not resumed')
+    file = _verify(path, TRAINING)
     try:
-        net.load_parameters(str(path / PARAMETERS), ctx=devices)
-    except (AssertionError, ValueError, mx.base.MXNetError) as error:
-        raise FailedError(f'{path / PARAMETERS} does not fit the network: {reason(error)}') from error
+        with zipfile.ZipFile(file) as archive:  # stored as they are, the arrays cannot be larger than the file
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError('it is compressed')
+        with np.load(str(file), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):  # NumPy hands out other members as bytes
+            raise ValueError('not all it holds are arrays')
+        return found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FailedError(f'{file} is no archive of NumPy arrays: {error}') from error

@@ -4,21 +4,56 @@ Defaults, then the YAML file, then flags. An unknown key is an error that names 
 """
 import dataclasses
 import pathlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union, get_args, get_origin
+from typing import (Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union, get_args,
+                    get_origin)
 
 import yaml
 
 from gluon_aa import attention
 from gluon_aa.errors import UsageError, unknown
 
+DTYPES = ('float32', 'bfloat16', 'float16')
 OPTIMIZERS = ('sgd', 'nag', 'adam')
 SCHEDULES = ('constant', 'step', 'cosine', 'one-cycle', 'seed-resnet34', 'seed-wrn', 'seed-warmup-cosine')
 
 
 def _key(default: Any, help: str, choices: Optional[Tuple[str, ...]] = None, minimum: Optional[float] = None,
-         below: Optional[float] = None) -> Any:
-    metadata = {'help': help, 'choices': choices, 'minimum': minimum, 'below': below}
+         below: Optional[float] = None, form: Optional[Callable[[str], object]] = None) -> Any:
+    metadata = {'help': help, 'choices': choices, 'minimum': minimum, 'below': below, 'form': form}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_size(text: str) -> Tuple[int, int]:
+    """HxW in pixels, such as 32x48, as (32, 48). Raises UsageError for anything else."""
+    try:
+        height, width = (int(part) for part in text.lower().split('x'))
+    except ValueError:
+        raise UsageError(f'{text!r} is not HxW in pixels, such as 32x32') from None
+    if min(height, width) < 1:
+        raise UsageError(f'{text!r}: both must be at least 1')
+    return height, width
+
+
+class Interval(NamedTuple):
+    """A number of steps, or of minutes."""
+
+    steps: Optional[int] = None
+    minutes: Optional[float] = None
+
+
+def parse_interval(text: str) -> Interval:
+    """'500' as steps, '10m' as minutes. Raises UsageError for anything else."""
+    try:
+        interval = Interval(minutes=float(text[:-1])) if text.endswith('m') else Interval(steps=int(text))
+    except ValueError:
+        raise UsageError(f'{text!r} is neither steps, such as 500, nor minutes, such as 10m') from None
+    if not 0 < (interval.steps or interval.minutes or 0) < float('inf'):
+        raise UsageError(f'{text!r} must be more than 0')
+    return interval
+
+
+#: Keys that a resumed training may change: none of them changes what is computed.
+RESUMABLE = ('data_dir', 'allow_unverified', 'gpus', 'cpus', 'kvstore', 'checkpoint_every', 'keep_checkpoints')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +61,19 @@ class TrainConfig:
     """Everything that decides a training's result. Times in epochs, sizes in images or pixels."""
 
     net: str = _key('aa_wrn28_10', 'Network: see gluon-aa models list.')
-    dataset: str = _key('digits', 'Data set: digits, cifar10.')
-    data_dir: Optional[str] = _key(None, "Where the data set lies; MXNet's own data directory by default.")
+    dataset: str = _key('cifar10', 'Data set: cifar10, cifar100, digits, folder, synthetic.')
+    data_dir: Optional[str] = _key(
+        None, "Where the data set lies: a directory or an archive; MXNet's own data directory by default.")
+    allow_unverified: bool = _key(False, 'Take data files whose checksums are not the official ones.')
+    input_size: Optional[str] = _key(
+        None, "HxW in pixels that a folder's images are resized and cropped to, and synthetic ones are made with.",
+        form=parse_size)
+    normalization: str = _key(
+        'channels', "Mean and deviation per channel, or the replication's mean image and 255.",
+        choices=('channels', 'mean-image'))
+    last_batch: str = _key(
+        'discard', 'Images that do not fill a last batch: left out of the epoch, or a smaller batch.',
+        choices=('discard', 'keep'))
     placement: Optional[str] = _key(
         None, 'Convolutions to augment: none, paper, all, last:K, stages:I,J, seed, or addresses.')
     num_heads: Optional[int] = _key(None, 'Attention heads a layer.', minimum=1)
@@ -51,11 +97,16 @@ class TrainConfig:
     warmup_epochs: float = _key(0.0, 'Epochs of linear warm-up from 0 before the schedule.', minimum=0)
     label_smoothing: float = _key(0.0, 'Probability spread over all classes.', minimum=0, below=1)
     data_augmentation: bool = _key(True, 'Random crops, and flips where they keep the label.')
+    dtype: str = _key('float32', 'Number format of convolutions: bfloat16 on CPUs that have it, float16 on GPUs.',
+                      choices=DTYPES)
     hybridize: bool = _key(True, 'Run compiled graphs with static memory; off is for debugging.')
     seed: int = _key(0, 'Seed of weights, order and augmentation.', minimum=0)
     gpus: Tuple[int, ...] = _key((), 'GPU ids to train on: 0,1.')
     cpus: int = _key(1, 'CPU contexts to train on where no --gpus are given.', minimum=1)
     kvstore: str = _key('device', 'Where gradients of several devices meet.', choices=('device', 'local'))
+    checkpoint_every: Optional[str] = _key(
+        None, 'Checkpoints within an epoch, beside those of its end: every so many steps (500) or minutes (10m).',
+        form=parse_interval)
     keep_checkpoints: int = _key(2, 'Latest checkpoints to keep, beside the best.', minimum=1)
 
     def model_options(self) -> Dict[str, Any]:
@@ -69,11 +120,14 @@ class TrainConfig:
             options['attention_backend'] = self.attention_backend
         return options
 
+    def values(self) -> Dict[str, Any]:
+        """The keys and their values, as JSON and YAML have them."""
+        return {key: list(value) if isinstance(value, tuple) else value
+                for key, value in dataclasses.asdict(self).items()}
+
     def to_yaml(self) -> str:
         """What `load` reads back as an equal configuration."""
-        values = {key: list(value) if isinstance(value, tuple) else value
-                  for key, value in dataclasses.asdict(self).items()}
-        return yaml.safe_dump(values, sort_keys=False)
+        return yaml.safe_dump(self.values(), sort_keys=False)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -148,9 +202,18 @@ def check(key: str, value: Any, where: str = '') -> Any:
         raise UsageError(f'{where}{key}: {value!r} is not {_NAMES[wanted]}')
     if metadata['choices'] and value not in metadata['choices']:
         raise UsageError(f'{where}{key}: {unknown(key, value, metadata["choices"])}')
+    if metadata['form']:
+        _check_form(where, key, value, metadata['form'])
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_range(where, key, value, metadata)
     return value
+
+
+def _check_form(where: str, key: str, value: Any, form: Callable[[str], object]) -> None:
+    try:
+        form(value)
+    except UsageError as error:
+        raise UsageError(f'{where}{key}: {error}') from None
 
 
 _NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}

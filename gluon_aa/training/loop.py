@@ -1,20 +1,22 @@
-"""Training from a configuration to a run directory."""
+"""Training from a configuration to a run directory, and on from where it was stopped."""
 import collections
 import dataclasses
 import math
 import pathlib
 import time
-from typing import Any, Callable, Deque, Dict, Iterable, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from gluon_aa import compat
 from gluon_aa.data import Dataset, Split, load_dataset
-from gluon_aa.data.pipeline import TrainingBatches, evaluation_batches
+from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.models import get_model, placement
-from gluon_aa.training import checkpoint
-from gluon_aa.training.config import TrainConfig, override
+from gluon_aa.training import checkpoint, precision
+from gluon_aa.training.checkpoint import Position
+from gluon_aa.training.config import RESUMABLE, TrainConfig, override, parse_interval, parse_size
 from gluon_aa.training.devices import resolve_devices
 from gluon_aa.training.engine import HybridizedEngine, StepResult
+from gluon_aa.training.interruption import Interrupted, StopRequest
 from gluon_aa.training.schedules import Schedule
 from gluon_aa.training.tracking import RunDirectory, refuse_existing
 
@@ -24,7 +26,7 @@ STEPS_AHEAD = 2
 Row = Dict[str, Any]
 
 
-def _no_progress(batches: Iterable[Any], description: str) -> Iterable[Any]:
+def _no_progress(batches: Iterable[Any], description: str, total: int, done: int) -> Iterable[Any]:
     return batches
 
 
@@ -32,17 +34,65 @@ def _no_progress(batches: Iterable[Any], description: str) -> Iterable[Any]:
 class Reporter:
     """What the caller hears of a training; the defaults are silent."""
 
+    on_notice: Callable[[str], None] = lambda text: None
     on_start: Callable[[RunDirectory, Row], None] = lambda run, facts: None
     on_epoch: Callable[[Row], None] = lambda row: None
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] = _no_progress
+    progress: Callable[[Iterable[Any], str, int, int], Iterable[Any]] = _no_progress
 
 
 class NonFiniteLoss(FailedError):
-    """The loss is no longer a number."""
+    """The loss, or its gradient, is no longer finite."""
+
+
+class _Stopped(Exception):
+    """A wish to stop was found."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training has come: what a checkpoint's state.json keeps of it."""
+
+    epochs: int = 0  # whole ones
+    steps: int = 0  # of the epoch under way
+    loss: float = 0.0  # sum over the images of these steps
+    correct: int = 0  # predictions, likewise
+    training_seconds: float = 0.0  # of these steps
+    epoch_seconds: float = 0.0  # of the epoch under way, validation included
+    seconds: float = 0.0  # of the whole training
+    best_epoch: int = 0
+    best_val_accuracy: float = -1.0
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epochs, self.steps)
+
+    def finish_epoch(self, val_accuracy: float) -> None:
+        """Go on to the next epoch."""
+        self.epochs, self.steps = self.epochs + 1, 0
+        self.loss, self.correct, self.training_seconds, self.epoch_seconds = 0.0, 0, 0.0, 0.0
+        if val_accuracy >= self.best_val_accuracy:  # of equals the later: its learning rate is lower
+            self.best_epoch, self.best_val_accuracy = self.epochs, val_accuracy
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> 'Progress':
+        """The progress in a checkpoint's state.
+
+        Raises:
+            KeyError: it is not all there.
+        """
+        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})
+
+
+def load_data(config: TrainConfig, on_notice: Optional[Callable[[str], None]] = None) -> Dataset:
+    """The data set of `config`."""
+    return load_dataset(config.dataset, config.data_dir, allow_unverified=config.allow_unverified,
+                        input_size=parse_size(config.input_size) if config.input_size else None,
+                        normalization=config.normalization, on_progress=on_notice)
 
 
 def build_engine(config: TrainConfig, dataset: Dataset) -> HybridizedEngine:
     """The network of `config` for the images of `dataset`, initialised, on its devices."""
+    precision.use(config.dtype, on_gpus=bool(config.gpus))
     devices = resolve_devices(config.gpus, config.cpus)
     if config.batch_size < len(devices):
         raise UsageError(f'batch_size={config.batch_size} must be at least the number of devices, {len(devices)}')
@@ -53,9 +103,10 @@ def build_engine(config: TrainConfig, dataset: Dataset) -> HybridizedEngine:
     return HybridizedEngine(net, dataset.mean, dataset.std, (dataset.channels, *dataset.input_size), config, devices)
 
 
-def accuracy(engine: HybridizedEngine, split: Split, batch_size: int) -> float:
-    """Fraction of `split` that is classified right."""
-    return engine.count_correct(evaluation_batches(split, batch_size)) / len(split)
+def accuracy(engine: HybridizedEngine, split: Split, batch_size: int,
+             watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> float:
+    """Fraction of `split` that is classified right; its batches pass through `watch`."""
+    return engine.count_correct(watch(evaluation_batches(split, batch_size))) / len(split)
 
 
 def train(config: TrainConfig, run_path: Optional[pathlib.Path] = None,
@@ -68,105 +119,246 @@ def train(config: TrainConfig, run_path: Optional[pathlib.Path] = None,
     Raises:
         UsageError: a configuration that contradicts itself or the data.
         FailedError: missing data or devices, a run directory that cannot be written.
-        NonFiniteLoss: the loss is no longer finite; checkpoints of earlier epochs stay.
+        NonFiniteLoss: the loss is no longer finite; earlier checkpoints stay.
+        Interrupted: by a signal; a checkpoint was written, and `resume` goes on.
     """
     reporter = reporter or Reporter()
     refuse_existing(run_path)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    parts = _prepare(config, reporter)
+    run = RunDirectory.create(run_path, config)
+    with run.locked():
+        return run, _Training(config, parts, run, reporter, Progress()).run_all()
+
+
+def resume(run: RunDirectory, reporter: Optional[Reporter] = None, **overrides: Any) -> Tuple[RunDirectory, Row]:
+    """Go on with a training that was stopped, from its last checkpoint, or from its beginning where it has none.
+
+    On the same CPU devices with the same number of threads, what comes out is what the training would have come to by
+    itself, bit for bit. One that has finished is left as it is.
+
+    Args:
+        **overrides: of the run's configuration; RESUMABLE lists what may change.
+
+    Returns, Raises:
+        as `train`; and UsageError: another process trains it, or a key that may not change; FailedError: a
+        checkpoint that is damaged or foreign, data that are not what they were.
+    """
+    reporter = reporter or Reporter()
+    for key in overrides:
+        if key not in RESUMABLE:
+            raise UsageError(f'{key} cannot change in a training that goes on (only {", ".join(RESUMABLE)} can): '
+                             f'start a new one with --config {run.path / "config.yaml"}')
+    config = override(run.config(), overrides)
+    with run.locked():
+        finished = run.result()
+        if finished is not None:
+            reporter.on_notice(f'{run.path} has finished its {config.epochs} epochs: nothing is left to do')
+            return run, finished
+        kept = bool(checkpoint.positions(run.checkpoints))
+        path = checkpoint.choose(run.checkpoints, 'last') if kept else None
+        if path:
+            _check_config(path, config)
+        parts = _prepare(config, reporter)
+        progress = _restore(path, parts, reporter) if path else Progress()
+        run.keep_metrics(progress.epochs)
+        return run, _Training(config, parts, run, reporter, progress).run_all()
+
+
+class _Parts(NamedTuple):
+    """What a training is made of."""
+
+    dataset: Dataset
+    batches: TrainingBatches
+    schedule: Schedule
+    engine: HybridizedEngine
+
+
+def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
+    dataset = load_data(config, reporter.on_notice)
     if config.batch_size > len(dataset.train):
         raise UsageError(f'batch_size={config.batch_size} is larger than the {len(dataset.train)} training images of '
                          f'{config.dataset}: lower --batch-size')
     batches = TrainingBatches(dataset.train, config.batch_size, config.seed,
                               crop_padding=dataset.crop_padding if config.data_augmentation else 0,
-                              flip=dataset.flip and config.data_augmentation)
-    schedule = Schedule(config, len(batches))
-    engine = build_engine(config, dataset)
-    run = RunDirectory.create(run_path, config)
-    return run, _Training(config, dataset, batches, schedule, engine, run, reporter).run_all()
+                              flip=dataset.flip and config.data_augmentation, last_batch=config.last_batch)
+    return _Parts(dataset, batches, Schedule(config, len(batches)), build_engine(config, dataset))
+
+
+def _check_config(path: pathlib.Path, config: TrainConfig) -> None:
+    """Raise FailedError where a checkpoint is another training's."""
+    saved, wanted = checkpoint.read_state(path).get('config', {}), config.values()
+    for key in wanted:
+        if key not in RESUMABLE and saved.get(key) != wanted[key]:
+            raise FailedError(f'{path} is of another training: its {key} is {saved.get(key)}, here it is '
+                              f'{wanted[key]}; remove it')
+
+
+def _restore(path: pathlib.Path, parts: _Parts, reporter: Reporter) -> Progress:
+    """Load a checkpoint into the engine; returns how far it had come."""
+    state, engine = checkpoint.read_state(path), parts.engine
+    arrays = checkpoint.load_training(path)
+    checkpoint.load_parameters(path, engine.net, engine.devices)
+    try:
+        progress, machine, data = Progress.of(state), state['machine'], state['data']
+        engine.restore(arrays)
+    except KeyError as error:
+        raise FailedError(f'{path} lacks {error}: remove it and resume from an earlier checkpoint') from error
+    if data != parts.dataset.fingerprint:
+        raise FailedError(f'the images of {parts.dataset.name} are not those that {path} was trained with: '
+                          'name their place with --data-dir')
+    if machine != _machine(engine):
+        reporter.on_notice(f'not bit for bit what it would have been: it was on {_words(machine)}, '
+                           f'and is on {_words(_machine(engine))}')
+    reporter.on_notice(f'going on after {progress.position}')
+    return progress
+
+
+def _machine(engine: HybridizedEngine) -> Row:
+    """What decides the order in which numbers are summed."""
+    return {'devices': [str(device) for device in engine.devices], 'threads': compat.THREADS.number}
+
+
+def _words(machine: Row) -> str:
+    return f'{", ".join(machine["devices"])} with {machine["threads"]} threads'
 
 
 class _Training:
     """The state of one training, and its three nested spans: all, an epoch, a step."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, batches: TrainingBatches, schedule: Schedule,
-                 engine: HybridizedEngine, run: RunDirectory, reporter: Reporter) -> None:
-        self.config, self.dataset, self.batches, self.schedule = config, dataset, batches, schedule
-        self.engine, self.run, self.reporter = engine, run, reporter
-        self.best_epoch, self.best_accuracy = 0, -1.0
+    def __init__(self, config: TrainConfig, parts: _Parts, run: RunDirectory, reporter: Reporter,
+                 progress: Progress) -> None:
+        self.config, self.run, self.reporter, self.progress = config, run, reporter, progress
+        self.dataset, self.batches, self.schedule, self.engine = parts
+        self.stop = StopRequest()
+        self.every = parse_interval(config.checkpoint_every) if config.checkpoint_every else None
+        self.clock = self.saved = time.monotonic()
 
     def run_all(self) -> Row:
-        start = time.perf_counter()
         trainable = [p for p in self.engine.net.collect_params().values() if p.grad_req != 'null']
-        facts = {'parameters': sum(math.prod(parameter.shape) for parameter in trainable),
-                 'devices': [str(device) for device in self.engine.devices],
-                 'train_images': len(self.dataset.train), 'steps_per_epoch': len(self.batches)}
-        self.reporter.on_start(self.run, facts)
-        for epoch in range(1, self.config.epochs + 1):
-            row = self._epoch(epoch)
-            self.run.append_metrics(row)
-            self._save(epoch, row['val_accuracy'])
-            self.reporter.on_epoch(row)
-        best = checkpoint.path_of(self.run.checkpoints, self.best_epoch)
-        checkpoint.load_parameters(best, self.engine.net, self.engine.devices)
-        result = {
-            'test_accuracy': accuracy(self.engine, self.dataset.test, self.config.batch_size),
-            'val_accuracy': self.best_accuracy, 'best_epoch': self.best_epoch, 'epochs': self.config.epochs,
-            'parameters': facts['parameters'], 'seconds': time.perf_counter() - start, 'net': self.config.net,
-            'dataset': self.config.dataset, 'seed': self.config.seed, 'devices': facts['devices']}
-        self.run.write_result(result)
-        return result
+        parameters = sum(math.prod(parameter.shape) for parameter in trainable)
+        self.reporter.on_start(self.run, {
+            'parameters': parameters, 'devices': _machine(self.engine)['devices'],
+            'train_images': len(self.dataset.train), 'steps_per_epoch': len(self.batches)})
+        try:
+            with self.stop:
+                while self.progress.epochs < self.config.epochs:
+                    self._epoch()
+                return self._finish(parameters)
+        except _Stopped:
+            raise Interrupted(f'stopped by {self.stop.signal} after {self.progress.position}; '
+                              f'gluon-aa train --resume {self.run.path} goes on from there') from None
 
-    def _epoch(self, epoch: int) -> Row:
-        start = time.perf_counter()
-        loss, correct = self._train_epoch(epoch)
-        trained = time.perf_counter()
-        images = len(self.batches) * self.config.batch_size
+    def _epoch(self) -> None:
+        progress, epoch = self.progress, self.progress.epochs + 1
+        self._train_epoch(epoch)
         self.engine.average_statistics()
-        val_accuracy = accuracy(self.engine, self.dataset.val, self.config.batch_size)
-        return {'epoch': epoch, 'train_loss': loss / images, 'train_accuracy': correct / images,
-                'val_accuracy': val_accuracy, 'images_per_second': images / (trained - start),
-                'seconds': time.perf_counter() - start,
-                'learning_rate': self.schedule(epoch * len(self.batches) - 1)}
+        try:
+            val_accuracy = accuracy(self.engine, self.dataset.val, self.config.batch_size, self._watched)
+        except _Stopped:
+            self._save()
+            raise
+        self._tick()
+        images = self.batches.images
+        row = {'epoch': epoch, 'train_loss': progress.loss / images, 'train_accuracy': progress.correct / images,
+               'val_accuracy': val_accuracy, 'images_per_second': images / progress.training_seconds,
+               'seconds': progress.epoch_seconds, 'learning_rate': self.schedule(epoch * len(self.batches) - 1)}
+        progress.finish_epoch(val_accuracy)
+        self.run.append_metrics(row)
+        self._save(val_accuracy=val_accuracy)
+        self.reporter.on_epoch(row)
 
-    def _train_epoch(self, epoch: int) -> Tuple[float, int]:
-        """(sum of the losses, correct predictions) of the epoch; a step's are read while later ones are under way."""
-        loss, correct = 0.0, 0
+    def _train_epoch(self, epoch: int) -> None:
+        """The rest of the epoch; a step's loss is read while later steps are under way."""
+        progress, first = self.progress, (epoch - 1) * len(self.batches)
+        if progress.steps == len(self.batches):  # stopped while validating
+            return
         ahead: Deque[Tuple[int, StepResult]] = collections.deque()
-        first = (epoch - 1) * len(self.batches)
-        progress = self.reporter.progress(self.batches.epoch(epoch), f'epoch {epoch}/{self.config.epochs}')
-        for step, (images, labels) in enumerate(progress):
-            self.engine.seed_step(epoch, step)
-            ahead.append((first + step, self.engine.train_step(images, labels, self.schedule(first + step))))
-            if len(ahead) > STEPS_AHEAD:
-                step_loss, step_correct = self._read(*ahead.popleft())
-                loss, correct = loss + step_loss, correct + step_correct
-        for entry in ahead:
-            step_loss, step_correct = self._read(*entry)
-            loss, correct = loss + step_loss, correct + step_correct
-        return loss, correct
+        batches = prefetch(self.batches.epoch(epoch, progress.steps))
+        title = f'epoch {epoch}/{self.config.epochs}'
+        shown = self.reporter.progress(batches, title, len(self.batches), progress.steps)
+        try:
+            for images, labels in shown:
+                step = first + progress.steps
+                self.engine.seed_step(epoch, progress.steps)
+                ahead.append((step, self.engine.train_step(images, labels, self.schedule(step))))
+                progress.steps += 1
+                if len(ahead) > STEPS_AHEAD:
+                    self._read(*ahead.popleft())
+                if self.stop.signal or self._due():
+                    self._read_all(ahead)
+                    self._save()
+                if self.stop.signal:
+                    raise _Stopped
+        finally:
+            batches.close()
+        self._read_all(ahead)
 
-    def _read(self, step: int, result: StepResult) -> Tuple[float, int]:
+    def _read_all(self, ahead: Deque[Tuple[int, StepResult]]) -> None:
+        while ahead:
+            self._read(*ahead.popleft())
+        self.progress.training_seconds += self._tick()
+
+    def _read(self, step: int, result: StepResult) -> None:
         loss, correct = result.read()
         if not math.isfinite(loss):
             epoch, within = divmod(step, len(self.batches))
-            kept = checkpoint.epochs(self.run.checkpoints)
+            kept = checkpoint.positions(self.run.checkpoints)
             last = f'the last good checkpoint is {checkpoint.path_of(self.run.checkpoints, kept[-1])}' if kept else \
-                'no epoch was finished, so there is no checkpoint'
+                'no checkpoint was written before'
             raise NonFiniteLoss(
-                f'the loss is {loss} at step {step + 1} (epoch {epoch + 1}, its step {within + 1} of '
-                f'{len(self.batches)}): {last}; try a lower --learning-rate (now {self.config.learning_rate:g}) '
+                f'the loss or its gradient is not finite at step {step + 1} (epoch {epoch + 1}, its step {within + 1} '
+                f'of {len(self.batches)}): {last}; try a lower --learning-rate (now {self.config.learning_rate:g}) '
                 'or --warmup-epochs')
-        return loss, correct
+        self.progress.loss += loss
+        self.progress.correct += correct
 
-    def _save(self, epoch: int, val_accuracy: float) -> None:
-        if val_accuracy >= self.best_accuracy:  # of equals the later: its learning rate is lower
-            self.best_epoch, self.best_accuracy = epoch, val_accuracy
-        checkpoint.save(self.run.checkpoints, self.engine.net, epoch, {
-            'step': epoch * len(self.batches), 'val_accuracy': val_accuracy, 'best_epoch': self.best_epoch,
-            'best_val_accuracy': self.best_accuracy, 'net': self.config.net, 'classes': list(self.dataset.classes),
-            'image_shape': [self.dataset.channels, *self.dataset.input_size],
-            'mean': self.dataset.mean.tolist(), 'std': self.dataset.std.tolist()})
-        checkpoint.prune(self.run.checkpoints, self.config.keep_checkpoints, self.best_epoch)
+    def _tick(self) -> float:
+        """The seconds since the last call, added to the epoch's and the training's."""
+        now = time.monotonic()
+        seconds, self.clock = now - self.clock, now
+        self.progress.epoch_seconds += seconds
+        self.progress.seconds += seconds
+        return seconds
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint within the epoch; its end has one anyway."""
+        if self.every is None or self.progress.steps == len(self.batches):
+            return False
+        if self.every.steps:
+            return (self.progress.epochs * len(self.batches) + self.progress.steps) % self.every.steps == 0
+        return time.monotonic() - self.saved >= 60 * (self.every.minutes or math.inf)
+
+    def _save(self, **more: Any) -> None:
+        state = {
+            **dataclasses.asdict(self.progress), **more, 'machine': _machine(self.engine),
+            'data': self.dataset.fingerprint, 'classes': list(self.dataset.classes),
+            'image_shape': [self.dataset.channels, *self.dataset.input_size], 'config': self.config.values()}
+        arrays = {**self.engine.state(), 'data/mean': self.dataset.mean, 'data/std': self.dataset.std}
+        checkpoint.save(self.run.checkpoints, self.progress.position, self.engine.net, arrays, state)
+        checkpoint.prune(self.run.checkpoints, self.config.keep_checkpoints, self.progress.best_epoch)
+        self.saved = time.monotonic()
+        self._tick()
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """`batches`, until a signal asks to stop."""
+        for batch in batches:
+            if self.stop.signal:
+                raise _Stopped
+            yield batch
+
+    def _finish(self, parameters: int) -> Row:
+        """Test the best checkpoint and write the result."""
+        best = checkpoint.path_of(self.run.checkpoints, Position(self.progress.best_epoch))
+        checkpoint.load_parameters(best, self.engine.net, self.engine.devices)
+        test_accuracy = accuracy(self.engine, self.dataset.test, self.config.batch_size, self._watched)
+        self._tick()
+        result = {
+            'test_accuracy': test_accuracy, 'val_accuracy': self.progress.best_val_accuracy,
+            'best_epoch': self.progress.best_epoch, 'epochs': self.config.epochs, 'parameters': parameters,
+            'seconds': self.progress.seconds, 'net': self.config.net, 'dataset': self.config.dataset,
+            'dtype': self.config.dtype, 'seed': self.config.seed, **_machine(self.engine)}
+        self.run.write_result(result)
+        return result
 
 
 def evaluate(run: RunDirectory, split: str = 'test', which: str = 'best', **overrides: Any) -> Row:
@@ -178,10 +370,10 @@ def evaluate(run: RunDirectory, split: str = 'test', which: str = 'best', **over
     """
     config = override(run.config(), overrides)
     path = checkpoint.choose(run.checkpoints, which)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_data(config)
     engine = build_engine(config, dataset)
     checkpoint.load_parameters(path, engine.net, engine.devices)
     images: Split = getattr(dataset, split)
     return {'accuracy': accuracy(engine, images, config.batch_size), 'images': len(images), 'split': split,
-            'epoch': checkpoint.read_state(path)['epoch'], 'checkpoint': str(path), 'net': config.net,
+            'epoch': checkpoint.read_state(path)['epochs'], 'checkpoint': str(path), 'net': config.net,
             'dataset': config.dataset}

@@ -1,4 +1,5 @@
 """MXNet's optimizers, and Nesterov momentum whose weight decay is right."""
+import os
 from typing import Any
 
 from gluon_aa.compat import mx
@@ -32,4 +33,8 @@ def make_optimizer(config: TrainConfig) -> Any:
     options = {'learning_rate': config.learning_rate, 'wd': config.weight_decay}
     if config.optimizer != 'adam':
         options['momentum'] = config.momentum
-    return mx.optimizer.create('nesterov' if config.optimizer == 'nag' else config.optimizer, **options)
+    optimizer = mx.optimizer.create('nesterov' if config.optimizer == 'nag' else config.optimizer, **options)
+    if not config.gpus and 'MXNET_OPTIMIZER_AGGREGATION_SIZE' not in os.environ:
+        # on CPUs the operator that updates several weights at once is slower than a call for each
+        optimizer.aggregate_num = min(optimizer.aggregate_num, 1)
+    return optimizer

@@ -1,14 +1,19 @@
 """The run directory: what a training was asked, how it went, what came out."""
+import contextlib
 import datetime
+import errno
+import fcntl
 import json
+import os
 import pathlib
-from typing import Any, Dict, List, Optional
+import socket
+from typing import Any, Dict, Iterator, List, Optional
 
+from gluon_aa import files
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.training import files
 from gluon_aa.training.config import TrainConfig, load
 
-CONFIG, METRICS, RESULT, CURVES = 'config.yaml', 'metrics.jsonl', 'result.json', 'curves.png'
+CONFIG, METRICS, RESULT, CURVES, LOCK = 'config.yaml', 'metrics.jsonl', 'result.json', 'curves.png', 'lock'
 
 
 class RunDirectory:
@@ -54,19 +59,70 @@ class RunDirectory:
         """The configuration the run was trained with."""
         return load(self.path / CONFIG)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel lets go when the process ends, however it ends.
+
+        Raises:
+            UsageError: another process trains it.
+        """
+        path = self.path / LOCK
+        try:
+            file = open(path, 'a+', encoding='utf-8')
+        except OSError as error:
+            raise FailedError(f'cannot write into the run directory {self.path}: {error.strerror}') from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise FailedError(f'cannot lock the run directory {self.path}: {error.strerror}') from error
+                file.seek(0)
+                raise UsageError(f'{self.path} is being trained by {file.read().strip() or "another process"}: '
+                                 'wait for it, or stop it first') from None
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}')
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def append_metrics(self, row: Dict[str, Any]) -> None:
-        """Add one epoch's line to metrics.jsonl."""
-        with open(self.path / METRICS, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row, allow_nan=False) + '\n')
+        """Add one epoch's line to metrics.jsonl.
+
+        Raises:
+            FailedError: it cannot be written.
+        """
+        try:
+            with open(self.path / METRICS, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(row, allow_nan=False) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FailedError(f'cannot write {self.path / METRICS}: {error.strerror}') from error
 
     def metrics(self) -> List[Dict[str, Any]]:
         """The rows of metrics.jsonl."""
         return [json.loads(line) for line in (self.path / METRICS).read_text(encoding='utf-8').splitlines()]
 
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the rows of later epochs, and what a killed process left of a last line."""
+        path = self.path / METRICS
+        lines = path.read_text(encoding='utf-8').splitlines()[:epochs] if path.exists() else []
+        if len(lines) < epochs:
+            raise FailedError(f'{path} has {len(lines)} rows where the checkpoint is of epoch {epochs}: it was changed')
+        files.write_text(path, ''.join(f'{line}\n' for line in lines))
+
+    def result(self) -> Optional[Dict[str, Any]]:
+        """The content of result.json; None where the training has not finished."""
+        path = self.path / RESULT
+        return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else None
+
     def write_result(self, result: Dict[str, Any]) -> None:
         """Write result.json and draw curves.png."""
-        files.write_json(self.path / RESULT, result)
         draw_curves(self.metrics(), self.path / CURVES, title=f'{result["net"]} on {result["dataset"]}')
+        files.write_json(self.path / RESULT, result)  # last: it says that all is done
 
 
 def refuse_existing(path: Optional[pathlib.Path]) -> None:

@@ -14,8 +14,8 @@ from gluon_aa.errors import FailedError
 from gluon_aa.training import loop
 from gluon_aa.training.config import FIELDS
 
-TINY = ['train', '--net', 'aa_wrn10_1', '--num-heads', '2', '--min-key-channels-per-head', '4', '--epochs', '1',
-        '--batch-size', '64']
+TINY = ['train', '--dataset', 'digits', '--net', 'aa_wrn10_1', '--num-heads', '2', '--min-key-channels-per-head', '4',
+        '--epochs', '1', '--batch-size', '64']
 
 
 def invoke(*arguments):
@@ -143,7 +143,7 @@ def test_refusals_are_one_line_with_the_exit_code(in_tmp_path, arguments, code, 
 
 def test_a_loss_that_is_not_finite_ends_with_one(in_tmp_path):
     result = invoke(*TINY, '--learning-rate', '1e30')
-    assert result.exit_code == 1 and 'Error: the loss is nan at step' in result.stderr
+    assert result.exit_code == 1 and 'Error: the loss or its gradient is not finite at step' in result.stderr
 
 
 def raising(error):

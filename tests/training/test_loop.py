@@ -9,13 +9,14 @@ import pytest
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.training import checkpoint, devices, loop
+from gluon_aa.training.checkpoint import Position
 from gluon_aa.training.config import load
 from gluon_aa.training.loop import NonFiniteLoss, Reporter, evaluate, train
 from gluon_aa.training.tracking import RunDirectory
 
 #: Seconds on any machine.
-TINY = {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'batch_size': 64, 'epochs': 2,
-        'schedule': 'constant', 'learning_rate': 0.05}
+TINY = {'net': 'aa_wrn10_1', 'dataset': 'digits', 'num_heads': 2, 'min_key_channels_per_head': 4, 'batch_size': 64,
+        'epochs': 2, 'schedule': 'constant', 'learning_rate': 0.05}
 
 
 def tiny(**keys):
@@ -27,7 +28,7 @@ def without_times(rows):
 
 
 def parameters(run, epoch):
-    saved = mx.nd.load(str(checkpoint.path_of(run.checkpoints, epoch) / 'net.params'))
+    saved = mx.nd.load(str(checkpoint.path_of(run.checkpoints, Position(epoch)) / 'net.params'))
     return {name: array.asnumpy() for name, array in saved.items()}
 
 
@@ -78,8 +79,8 @@ def test_hybridized_and_eager_trainings_agree(tmp_path):
 
 
 def test_a_network_of_gluoncv_trains_on_two_devices(tmp_path):
-    run, result = train(load(None, {'net': 'cifar_resnet20_v1', 'epochs': 1, 'batch_size': 128, 'cpus': 2}),
-                        tmp_path / 'run')
+    run, result = train(load(None, {'net': 'cifar_resnet20_v1', 'dataset': 'digits', 'epochs': 1, 'batch_size': 128,
+                                    'cpus': 2}), tmp_path / 'run')
     assert result['devices'] == ['cpu(0)', 'cpu(1)']
     assert evaluate(run)['accuracy'] == result['test_accuracy']
     # validated with the statistics that the checkpoint holds, not with each device's own
@@ -113,7 +114,7 @@ def test_an_infinite_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_p
 
 
 def test_an_infinite_loss_in_the_first_epoch_says_that_there_is_no_checkpoint(tmp_path):
-    with pytest.raises(NonFiniteLoss, match='no epoch was finished, so there is no checkpoint'):
+    with pytest.raises(NonFiniteLoss, match='no checkpoint was written before'):
         train(tiny(learning_rate=1e30), tmp_path / 'run')
 
 

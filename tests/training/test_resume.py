@@ -1,0 +1,268 @@
+"""Trainings that are stopped, and go on bit for bit as if they had not been."""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.training import checkpoint, loop
+from gluon_aa.training.checkpoint import Position
+from gluon_aa.training.config import load
+from gluon_aa.training.interruption import Interrupted, StopRequest
+from gluon_aa.training.loop import Reporter, evaluate, resume, train
+from gluon_aa.training.tracking import RunDirectory
+
+TINY = {'net': 'wrn10_1', 'dataset': 'digits', 'batch_size': 64, 'epochs': 3, 'learning_rate': 0.05,
+        'weight_decay': 1e-4}
+STEPS = 1257 // 64
+
+
+def tiny(**keys):
+    return load(None, {**TINY, **keys})
+
+
+def stop_after(step, number=signal.SIGTERM, at='train_step'):
+    """A signal in the `step`-th call of an engine's method."""
+    @contextlib.contextmanager
+    def patch():
+        calls, original = [], getattr(loop.HybridizedEngine, at)
+
+        def counted(self, *args):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), number)
+            return original(self, *args)
+        setattr(loop.HybridizedEngine, at, counted)
+        try:
+            yield
+        finally:
+            setattr(loop.HybridizedEngine, at, original)
+    return patch()
+
+
+def arrays(run, epoch=3):
+    path = checkpoint.path_of(run.checkpoints, Position(epoch))
+    return {**np.load(str(path / 'training.npz')), 'net': (path / 'net.params').read_bytes()}
+
+
+def assert_equal_runs(run, other):
+    first, second = arrays(run), arrays(other)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    keys = ('epoch', 'train_loss', 'train_accuracy', 'val_accuracy', 'learning_rate')
+    assert [[row[key] for key in keys] for row in run.metrics()] == [
+        [row[key] for key in keys] for row in other.metrics()]
+    assert run.result()['test_accuracy'] == other.result()['test_accuracy']
+
+
+@pytest.mark.parametrize('keys', [
+    {}, {'optimizer': 'adam', 'dropout': 0.3}, {'cpus': 2, 'last_batch': 'keep'},
+    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'optimizer': 'sgd', 'hybridize': False}],
+    ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager'])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, keys):
+    config = tiny(**keys)
+    whole, _ = train(config, tmp_path / 'whole')
+    with stop_after(STEPS + 5), pytest.raises(Interrupted) as stopped:
+        train(config, tmp_path / 'stopped')
+    run = RunDirectory.open(tmp_path / 'stopped')
+    steps = checkpoint.positions(run.checkpoints)[-1]
+    assert steps.epochs == 1 and 4 <= steps.steps <= 5  # an uneven last batch is a step more
+    assert str(stopped.value) == (f'stopped by SIGTERM after {steps}; gluon-aa train --resume {run.path} '
+                                  'goes on from there')
+    assert evaluate(run, which='last')['images'] == 360
+    with stop_after(3, signal.SIGINT), pytest.raises(Interrupted):
+        resume(run)
+    heard = []
+    resume(run, Reporter(heard.append))
+    assert heard == [f'going on after step {steps.steps + 3} of epoch 2']
+    assert_equal_runs(whole, run)
+
+
+@pytest.mark.parametrize('at, positions', [('count_correct', (1, STEPS)), ('average_statistics', (1, STEPS))])
+@pytest.mark.parametrize('keys', [{}, {'cpus': 3}], ids=['one', 'three devices'])
+def test_stopped_while_validating(tmp_path, at, positions, keys):
+    whole, _ = train(tiny(**keys), tmp_path / 'whole')
+    with stop_after(2, at=at), pytest.raises(Interrupted):
+        train(tiny(**keys), tmp_path / 'stopped')
+    run = RunDirectory.open(tmp_path / 'stopped')
+    assert checkpoint.positions(run.checkpoints)[-1] == positions
+    resume(run)
+    assert_equal_runs(whole, run)
+
+
+def test_stopped_while_testing(tmp_path):
+    whole, _ = train(tiny(), tmp_path / 'whole')
+    with stop_after(4, at='count_correct'), pytest.raises(Interrupted, match='after epoch 3'):
+        train(tiny(), tmp_path / 'stopped')
+    run = RunDirectory.open(tmp_path / 'stopped')
+    assert run.result() is None
+    resume(run)
+    assert_equal_runs(whole, run)
+
+
+def test_checkpoints_within_epochs_change_nothing_and_are_gone_back_to(tmp_path):
+    whole, _ = train(tiny(), tmp_path / 'whole')
+    often, _ = train(tiny(checkpoint_every='4', keep_checkpoints=100), tmp_path / 'often')
+    assert_equal_runs(whole, often)
+    expected = [divmod(step, STEPS) for step in range(1, 3 * STEPS + 1) if step % 4 == 0 or step % STEPS == 0]
+    assert [tuple(position) for position in checkpoint.positions(often.checkpoints)] == expected
+    # as if it had been killed after the second epoch's row, before its checkpoint
+    for position in checkpoint.positions(often.checkpoints):
+        if position > (1, 9):
+            shutil.rmtree(checkpoint.path_of(often.checkpoints, position))
+    (often.path / 'result.json').unlink()
+    with open(often.path / 'metrics.jsonl', 'a') as file:
+        file.write('{"epoch": 4, "train')
+    resume(often)
+    assert_equal_runs(whole, often)
+
+
+def test_minutes_are_counted_from_the_last_checkpoint(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
+    original = loop.HybridizedEngine.train_step
+    monkeypatch.setattr(loop.HybridizedEngine, 'train_step',
+                        lambda *args: (now.__setitem__(0, now[0] + 60), original(*args))[1])
+    run, _ = train(tiny(epochs=1, checkpoint_every='5m', keep_checkpoints=100), tmp_path / 'run')
+    assert checkpoint.positions(run.checkpoints) == [(0, 5), (0, 10), (0, 15), (1, 0)]
+
+
+def test_a_training_without_a_checkpoint_begins_anew(tmp_path):
+    whole, _ = train(tiny(), tmp_path / 'whole')
+    run = RunDirectory.create(tmp_path / 'killed', tiny())
+    resume(run)
+    assert_equal_runs(whole, run)
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path):
+    run, result = train(tiny(epochs=1), tmp_path / 'run')
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob('*')}
+    heard = []
+    assert resume(run, Reporter(heard.append)) == (run, result)
+    after = {path: path.stat().st_mtime_ns for path in run.path.rglob('*') if path != run.path}
+    assert {path: before[path] for path in after} == after
+    assert 'has finished its 1 epochs: nothing is left to do' in heard[0]
+
+
+def test_another_number_of_devices_is_said(tmp_path):
+    with stop_after(5), pytest.raises(Interrupted):
+        train(tiny(epochs=1), tmp_path / 'run')
+    heard = []
+    _, result = resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append), cpus=2)
+    assert result['devices'] == ['cpu(0)', 'cpu(1)']
+    assert 'not bit for bit what it would have been: it was on cpu(0) with' in heard[0]
+
+
+def test_a_running_training_is_not_resumed(tmp_path):
+    run = RunDirectory.create(tmp_path / 'run', tiny())
+    with run.locked(), pytest.raises(UsageError, match=f'is being trained by process {os.getpid()} on .*: wait for it'):
+        resume(run)
+    with run.locked():  # it was let go of
+        pass
+    assert [path.name for path in run.path.iterdir()] == ['config.yaml']
+
+
+@pytest.mark.parametrize('key, value', [('learning_rate', 0.1), ('epochs', 5), ('net', 'wrn10_2'), ('seed', 1)])
+def test_what_is_computed_cannot_change(tmp_path, key, value):
+    run = RunDirectory.create(tmp_path / 'run', tiny())
+    with pytest.raises(UsageError, match=f'{key} cannot change in a training that goes on .*: start a new one with'):
+        resume(run, **{key: value})
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    with stop_after(5), pytest.raises(Interrupted):
+        train(tiny(epochs=1, checkpoint_every='2'), tmp_path / 'run')
+    return RunDirectory.open(tmp_path / 'run')
+
+
+def last(run):
+    return checkpoint.choose(run.checkpoints, 'last')
+
+
+@pytest.mark.parametrize('name', ['net.params', 'training.npz'])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(stopped, name):
+    path = last(stopped) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FailedError, match=f'{name} is damaged .its checksum differs.: remove .*step-000005 and choose'):
+        resume(stopped)
+    shutil.rmtree(last(stopped))
+    heard = []
+    resume(stopped, Reporter(heard.append))
+    assert heard == ['going on after step 4 of epoch 1']
+
+
+def edit(path, change):
+    state = json.loads((path / 'state.json').read_text())
+    change(state)
+    (path / 'state.json').write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda state: state['config'].update(net='wrn16_1'), 'another training: its net is wrn16_1, here it is wrn10_1'),
+    (lambda state: state.pop('config'), 'is of another training'),
+    (lambda state: state.update(data='0' * 64), 'the images of digits are not those'),
+    (lambda state: state.pop('best_epoch'), "lacks 'best_epoch': remove it"),
+    (lambda state: state.update(format=99), 'written by a newer version'),
+    (lambda state: state.update(format=1), 'can be evaluated, not resumed'),
+])
+def test_a_checkpoint_of_something_else_is_refused(stopped, change, message):
+    edit(last(stopped), change)
+    with pytest.raises(FailedError, match=message):
+        resume(stopped)
+    assert not (stopped.path / 'lock').exists()
+
+
+def test_metrics_that_were_changed_are_noticed(tmp_path):
+    with stop_after(STEPS + 5), pytest.raises(Interrupted):
+        train(tiny(), tmp_path / 'run')
+    run = RunDirectory.open(tmp_path / 'run')
+    (run.path / 'metrics.jsonl').unlink()
+    with pytest.raises(FailedError, match='metrics.jsonl has 0 rows where the checkpoint is of epoch 1'):
+        resume(run)
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    save, calls = checkpoint.files.write_json, []
+
+    def fail_later(path, value):
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(28, 'No space left on device')
+        save(path, value)
+    monkeypatch.setattr(checkpoint.files, 'write_json', fail_later)
+    with pytest.raises(FailedError, match='cannot write the checkpoint .*epoch-0003: .*No space left on device'):
+        train(tiny(), tmp_path / 'run')
+    monkeypatch.undo()
+    run = RunDirectory.open(tmp_path / 'run')
+    assert checkpoint.epochs(run.checkpoints) == [1, 2]
+    assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp') or path.name == 'lock']
+    resume(run)
+    assert_equal_runs(train(tiny(), tmp_path / 'whole')[0], run)
+
+
+def test_handlers_are_given_back_and_a_second_signal_acts_at_once():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == 'SIGINT'
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    found = []
+
+    def look():
+        with StopRequest():
+            found.append(signal.getsignal(signal.SIGTERM))
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
