@@ -1,8 +1,10 @@
 """Every command: help, a run, its JSON, and its exit code where it must refuse."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -23,7 +25,8 @@ def invoke(*arguments):
 
 
 @pytest.mark.parametrize('command', [
-    [], ['train'], ['eval'], ['doctor'], ['models'], ['models', 'list'], ['models', 'show']], ids=' '.join)
+    [], ['train'], ['eval'], ['doctor'], ['models'], ['models', 'list'], ['models', 'show'], ['data'], ['data', 'show'],
+    ['bench'], ['bench', 'throughput']], ids=' '.join)
 def test_help(command):
     for flag in ('--help', '-h'):
         result = invoke(*command, flag)
@@ -122,6 +125,24 @@ def test_models_show_takes_the_architectures_keys():
     (['models', 'list', '--json', 'no/such/directory'], 2, 'is no file in a directory that exists'),
     (['train', '--json', ''], 2, 'is no file in a directory that exists'),
     (['train', '--gpus', '0', '--cpus', '1'], 2, '--gpus and --cpus exclude each other'),
+    (['train', '--dtype', 'bfloat16', '--gpus', '0'], 2, 'bfloat16 is for CPUs: on GPUs choose --dtype float16'),
+    (['train', '--dtype', 'float16'], 2, 'MXNet has no float16 on CPUs: choose --dtype float32 or bfloat16'),
+    (['train', '--dtype', 'float8'], 2, "'float8' is not one of 'float32', 'bfloat16', 'float16'"),
+    (['train', '--kvstore', 'horovod'], 2, "'horovod' is not one of 'device', 'local'"),
+    (['train', '--cpus', '65', '--batch-size', '64'], 2, 'batch_size=64 must be at least the number of devices, 65'),
+    (['train', '--checkpoint-every', '5s'], 2, "'5s' is neither steps, such as 500, nor minutes, such as 10m"),
+    (['train', '--checkpoint-every', '0'], 2, "checkpoint_every: '0' must be more than 0"),
+    (['train', '--resume', 'nowhere'], 2, 'nowhere is not a run directory'),
+    (['train', '--resume', '.', '--run', 'x'], 2, 'leave out --config and --run'),
+    (['bench', 'throughput', '--net', 'resnet35'], 2, "unknown network 'resnet35': did you mean"),
+    (['bench', 'throughput', '--net', ''], 2, 'there is nothing to measure'),
+    (['bench', 'throughput', '--dtype', 'float23'], 2, 'dtype: unknown dtype'),
+    (['bench', 'throughput', '--batch-size', '1,x'], 2, "'1,x' is not a list of whole numbers"),
+    (['bench', 'throughput', '--batch-size', '0'], 2, 'batch_size: 0 must be at least 1'),
+    (['bench', 'throughput', '--cpus', '1,1'], 2, 'names something twice'),
+    (['bench', 'throughput', '--cpus', '1', '--gpus', '0'], 2, '--cpus and --gpus exclude each other'),
+    (['bench', 'throughput', '--phase', 'validation'], 2, "unknown phase 'validation'"),
+    (['bench', 'throughput', '--plot', 'no/such/directory'], 2, 'is no file in a directory that exists'),
     (['train', '--config', 'none.yaml'], 2, 'there is no file none.yaml'),
     (['train', '--placement', 'last:²'], 2, 'K must be 0 to 3'),
     (['models', 'show', 'cifar_resnet20_v1', '--stem', 'cifar'], 2, 'leave out stem'),
@@ -175,8 +196,38 @@ def test_debug_shows_the_traceback(monkeypatch, arguments):
 def test_interruption_says_what_is_kept(in_tmp_path, monkeypatch):
     monkeypatch.setattr(loop.RunDirectory, 'write_result', raising(KeyboardInterrupt()))
     result = invoke(*TINY, '--run', 'run')
-    assert result.exit_code == 130 and 'run keeps the 1 finished epochs.' in result.stderr
+    assert result.exit_code == 130 and '--resume run goes on from its last checkpoint.' in result.stderr
     assert invoke('eval', 'run').exit_code == 0
+
+
+def test_a_stopped_training_says_how_to_go_on_and_does(in_tmp_path):
+    code = f'import sys; sys.path[:] = {sys.path!r}; from gluon_aa.cli import main; main()'
+    command = [sys.executable, '-c', code, *TINY, '--epochs', '50', '--run', 'run', '--checkpoint-every', '3']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True) as process:
+        while not list(in_tmp_path.glob('run/checkpoints/epoch-*')):
+            assert process.poll() is None
+            time.sleep(0.05)
+        running = invoke('train', '--resume', 'run')
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert running.exit_code == 2
+    assert f'Error: run is being trained by process {process.pid} on' in running.stderr
+    assert process.returncode == 130 and 'gluon-aa train --resume run goes on from there' in errors
+    assert errors.strip().splitlines()[-1] == 'Interrupted.' and 'Traceback' not in errors
+    refused = invoke('train', '--resume', 'run', '--learning-rate', 1)
+    assert refused.exit_code == 2 and 'Error: learning_rate cannot change in a training that goes on' in refused.stderr
+
+
+def test_resume_goes_on_and_finishes(in_tmp_path):
+    assert invoke(*TINY, '--run', 'whole').exit_code == 0
+    os.mkdir('stopped')
+    (in_tmp_path / 'stopped' / 'config.yaml').write_text((in_tmp_path / 'whole' / 'config.yaml').read_text())
+    result = invoke('train', '--resume', 'stopped', '--keep-checkpoints', 3, '--json', '-')
+    assert result.exit_code == 0, result.stderr
+    whole = json.loads((in_tmp_path / 'whole' / 'result.json').read_text())
+    assert json.loads(result.stdout)['test_accuracy'] == whole['test_accuracy']
+    again = invoke('train', '--resume', 'stopped')
+    assert again.exit_code == 0 and 'nothing is left to do' in again.stdout
 
 
 def test_sparklines():

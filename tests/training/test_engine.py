@@ -117,13 +117,14 @@ def test_several_devices_make_the_updates_of_one(kvstore, devices):
     assert relative_error(losses[1], losses[0]) < 1e-6
 
 
-def freeze_batch_norm(engine, images, labels):
-    """Let batch norm use running statistics, settled on one batch and the same on every device."""
-    for _ in range(20):
-        with mx.autograd.record():
-            for device in engine.devices:
-                engine.classifier(mx.nd.array(images, ctx=device, dtype='uint8'),
-                                  mx.nd.array(labels, ctx=device, dtype='int32'))
+def freeze_batch_norm(engine, batches):
+    """Let batch norm use running statistics, settled on some batches and the same on every device."""
+    for images, labels in 15 * batches:  # of the initial 0 and 1, momentum 0.9 leaves 0.2 %
+        for device in engine.devices:
+            with mx.autograd.record():
+                loss, _ = engine.classifier(mx.nd.array(images, ctx=device, dtype='uint8'),
+                                            mx.nd.array(labels, ctx=device, dtype='int32'))
+            loss.backward()  # which is what updates running statistics
     mx.nd.waitall()
     engine.net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(use_global_stats=True))
     engine.classifier.hybridize(static_alloc=True, static_shape=True)  # anew, with them
@@ -138,12 +139,12 @@ def test_two_devices_train_a_network_with_frozen_batch_norm_as_one_does(net):
             None, {'cpus': devices, 'seed': 3}), [mx.cpu(i) for i in range(devices)])
         batches = [(np.random.randint(0, 256, (count, 2, 8, 12), dtype=np.uint8), np.random.randint(0, 5, count))
                    for count in (8, 8, 7, 8)]
-        freeze_batch_norm(engine, *batches[-1])
+        freeze_batch_norm(engine, batches)
         losses.append([engine.train_step(images, labels, 1e-4).read()[0] for images, labels in batches])
         weights.append({name: parameter.data(mx.cpu(0)).asnumpy()
                         for name, parameter in engine.net._collect_params_with_prefix().items()})
     assert relative_error(losses[1], losses[0]) < 1e-5
-    assert max(relative_error(weights[1][name], weights[0][name]) for name in weights[0]) < 1e-4
+    assert max(np.abs(weights[1][name] - weights[0][name]).max() for name in weights[0]) < 1e-6  # moved by 1e-3
 
 
 @pytest.mark.parametrize('keys', [{'optimizer': 'sgd'}, {'optimizer': 'sgd', 'momentum': 0.0},

@@ -1,0 +1,39 @@
+"""gluon-aa bench throughput, in its smallest form."""
+import json
+import statistics
+
+from click.testing import CliRunner
+
+from gluon_aa.cli import main
+
+SMALL = ['bench', 'throughput', '--net', 'wrn10_1', '--batch-size', '4', '--input-size', '8x12', '--warm-up', '1',
+         '--steps', '2', '--repeats', '3']
+
+
+def invoke(*arguments):
+    return CliRunner(mix_stderr=False).invoke(main, [str(argument) for argument in arguments])
+
+
+def test_every_combination_is_measured_and_shown(in_tmp_path):
+    result = invoke(*SMALL, '--hybridize', 'both', '--cpus', '1,2', '--json', 'found.json', '--plot', 'found.png')
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((in_tmp_path / 'found.json').read_text())
+    assert [(len(cell['devices']), cell['hybridized'], cell['phase']) for cell in found['cells']] == [
+        (devices, hybridized, phase) for devices in (1, 2) for hybridized in (True, False)
+        for phase in ('training', 'inference')]
+    for cell in found['cells']:
+        assert cell['source'] == 'measured' and len(cell['repeats']) == 3
+        assert cell['images_per_second'] == statistics.median(cell['repeats'])
+        assert 0 < cell['slowest'] <= cell['images_per_second'] <= cell['fastest']
+        assert f'{cell["images_per_second"]:,.1f}' in result.stdout
+    assert found['protocol'] == {'warm_up': 1, 'steps': 2, 'repeats': 3, 'phases': ['training', 'inference']}
+    assert (in_tmp_path / 'found.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_what_cannot_be_measured_is_said_beside_what_can(in_tmp_path):
+    result = invoke(*SMALL, '--dtype', 'float32,float16', '--phase', 'training', '--json', '-')
+    assert result.exit_code == 1
+    cells = json.loads(result.stdout)['cells']
+    assert [cell.get('error', 'measured')[:30] for cell in cells] == ['measured', 'MXNet has no float16 on CPUs: ']
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == 'Error: 1 of 2 combinations were not measured: see above'
