@@ -160,3 +160,14 @@ def test_a_map_of_another_size_is_an_error():
     layer.initialize()
     with pytest.raises(mx.base.MXNetError):
         layer(mx.nd.ones((2, 3, 8, 10))).wait_to_read()
+
+
+def test_attention_begins_with_the_reference_codes_weights():
+    layer = AttentionAugmentedConv2D(64, map_size=(4, 6), in_channels=32, num_heads=2, key_ratio=0.5, value_ratio=0.25)
+    layer.initialize(mx.init.MSRAPrelu('in', 0))  # what the trainer gives to all other convolutions
+    for block in (layer.qkv, layer.projection):
+        weight = block.weight.data().asnumpy()
+        bound = np.sqrt(6 / sum(weight.shape[:2]))  # Glorot and Bengio 2010, equation 16
+        assert 0.9 * bound < np.abs(weight).max() <= bound
+        assert abs(weight.std() / (bound / np.sqrt(3)) - 1) < 0.1
+    assert abs(layer.conv.weight.data().asnumpy().std() / np.sqrt(2 / (32 * 9)) - 1) < 0.1

@@ -163,7 +163,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path, title: str) -> None:
                   [row['fastest'] - value for value, row in zip(middle, shown)]]
         bars = axes.barh([label(row) for row in shown], middle, xerr=spread, color='tab:blue', capsize=3)
         axes.bar_label(bars, [f'{value:,.0f}' for value in middle], padding=6)
-        axes.margins(x=0.15)
+        axes.margins(x=0.25)
         axes.set(xlabel='images/s', title=phase.capitalize())
         axes.grid(axis='x', alpha=0.3)
         axes.set_axisbelow(True)

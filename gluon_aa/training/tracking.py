@@ -145,6 +145,7 @@ def draw_curves(rows: List[Dict[str, Any]], path: pathlib.Path, title: str) -> N
     """A PNG of loss, accuracy and learning rate over the epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     epochs = [row['epoch'] for row in rows]
     marker = 'o' if len(rows) == 1 else None  # a line through one point shows nothing
     figure = Figure(figsize=(12, 3.6), layout='constrained')
@@ -159,6 +160,8 @@ def draw_curves(rows: List[Dict[str, Any]], path: pathlib.Path, title: str) -> N
     rate.plot(epochs, [row['learning_rate'] for row in rows], marker=marker)
     rate.set(xlabel='epoch', ylabel='learning rate', title="Learning rate at the epoch's end")
     for axes in (loss, accuracy, rate):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.savefig(str(path), dpi=120)
+    with files.replacing(path) as temporary:
+        figure.savefig(str(temporary), dpi=120, format='png')

@@ -112,6 +112,7 @@ def test_several_devices_make_the_updates_of_one(kvstore, devices):
         # 5: an uneven share; 2 and 1: fewer images than devices
         losses.append([engine.train_step(*make_batch(count), 0.1).read() for count in (6, 5, 2, 6, 1, 6)])
         weights.append([engine.net.weight.data(device).asnumpy() for device in engine.devices])
+    assert engine._trainer._kvstore.type == kvstore  # what was asked is what runs
     assert all(np.array_equal(weights[1][0], other) for other in weights[1][1:])
     assert relative_error(weights[1][0], weights[0][0]) < 1e-6
     assert relative_error(losses[1], losses[0]) < 1e-6
