@@ -77,6 +77,16 @@ def _cgroup_limit(directory: pathlib.Path) -> Optional[float]:
     return None if quota in ('max', '-1') else int(quota) / int(period)
 
 
+def available_memory(root: pathlib.Path = pathlib.Path('/')) -> Optional[int]:
+    """Bytes that can be used without swapping, as the kernel estimates them; None where it does not say."""
+    try:
+        lines = (root / 'proc/meminfo').read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')]
+    return found[0] if found else None
+
+
 def cpu_model(root: pathlib.Path = pathlib.Path('/')) -> str:
     """The processor's name as the kernel gives it."""
     return _cpuinfo(root).get('model name', 'unknown')

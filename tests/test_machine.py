@@ -73,5 +73,12 @@ def test_instructions_and_model(root):
     assert found['avx2'] and found['avx512_bf16'] and not found['amx_bf16'] and not found['avx512f']
 
 
+def test_available_memory(root):
+    assert machine.available_memory(root) is None
+    write(root / 'proc/meminfo', 'MemTotal:       2000 kB\nMemFree:  100 kB\nMemAvailable:    1500 kB\n')
+    assert machine.available_memory(root) == 1500 * 1024
+
+
 def test_this_machine():
+    assert 2 ** 20 < machine.available_memory() < 2 ** 50
     assert 1 <= machine.physical_cores() <= len(machine.usable_cpus())

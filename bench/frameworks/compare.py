@@ -17,6 +17,8 @@ import subprocess
 import sys
 from typing import Any, Dict, List
 
+from gluon_aa import machine
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -40,7 +42,9 @@ def main() -> None:
                 print(f'{dtype} round {number + 1}: {name} {results[-1]["images_per_second"]:.1f}', flush=True)
         report([result for result in results if result['dtype'] == dtype])
     if options.json:
-        options.json.write_text(json.dumps({'command': ' '.join(sys.argv[3:]), 'results': results}, indent=1) + '\n')
+        about = {'rounds': options.rounds, 'steps': options.steps, 'threads': options.threads,
+                 'cpu': machine.cpu_model()}
+        options.json.write_text(json.dumps({**about, 'results': results}, indent=1) + '\n')
 
 
 def one(name: str, python: str, dtype: str, options: Any) -> Dict[str, Any]:

@@ -76,10 +76,11 @@ def throughput(nets: Tuple[str, ...], batch_sizes: Tuple[int, ...], dtypes: Tupl
         click.echo(f'{measuring.label(row)}: {figure}', err=True)
     good = [row for row in rows if 'error' not in row]
     conditions = measuring.conditions(protocol)
-    echo(_table(good))
-    echo(f'\nmedian of {repeats} repeats of {steps} steps after {warm_up}; {conditions["cpu"]}, '
-         f'{conditions["physical_cores"]} cores')
     write_result(json_path, {'cells': rows, **conditions})
+    if good:
+        echo(_table(good))
+        echo(f'\nmedian of {repeats} repeats of {steps} steps after {warm_up}; {conditions["cpu"]}, '
+             f'{conditions["physical_cores"]} cores')
     if plot and good:
         measuring.draw(good, plot, f'Images/s on {conditions["cpu"]}, {conditions["physical_cores"]} cores')
         echo(f'plot: {plot}')

@@ -25,8 +25,9 @@ def evaluate(run: pathlib.Path, split: str, checkpoint: str, json_path: Optional
     config = override(directory.config(), overrides)
     if not config.gpus:
         compat.share_cores(config.cpus)
+    from gluon_aa.training.checkpoint import Position
     from gluon_aa.training.loop import evaluate as evaluate_run
     result = evaluate_run(directory, split, checkpoint, **overrides)
     printer(json_path)(f'{split} accuracy {result["accuracy"]:.4f} of {result["images"]:,} images, '
-                       f'checkpoint of epoch {result["epoch"]}')
+                       f'checkpoint after {Position(result["epoch"], result["steps"])}')
     write_result(json_path, result)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zipfile
 from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
@@ -44,7 +45,8 @@ def load(key: str, on_progress: Notice) -> Optional[Entry]:
         return None
     try:
         return _read(path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError,
+            zipfile.BadZipFile) as error:
         on_progress(f'{path} is damaged and is made anew ({error})')
         return None
 

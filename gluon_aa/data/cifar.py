@@ -114,6 +114,10 @@ def load(name: str, request: Request) -> Splits:
     contents = _read_directory(row, place) if place.is_dir() else _read_archive(row, place)
     parts = [_split(row, file, contents.pop(file.name), place, request.allow_unverified) for file in row.files]
     train = Split(*(np.concatenate(arrays) for arrays in zip(*parts[:-1])))
+    counts = np.bincount(train.labels, minlength=len(row.classes))
+    if counts.min() < 2:  # one to train with, one for validation
+        raise FailedError(f'{place} has {counts.min()} training images of the class {row.classes[counts.argmin()]}: it '
+                          f'is not {row.title}; get {row.archive} anew')
     return Splits(*hold_out(train, VALIDATION_IMAGES), parts[-1], row.classes)
 
 

@@ -66,9 +66,9 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the training images and labels: the same data, in the same order."""
+        """SHA-256, in hexadecimal, of all images and labels: the same data, in the same order."""
         digest = hashlib.sha256()
-        for array in (self.train.images, self.train.labels):
+        for array in (*self.train, *self.val, *self.test):
             digest.update(f'{array.dtype.str} {array.shape}'.encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()

@@ -4,7 +4,6 @@ Hidden files and what macOS and Windows leave behind are passed over. A symbolic
 followed; any other is refused, so that a folder of unknown origin reads nothing beyond itself.
 """
 import functools
-import hashlib
 import os
 import pathlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
@@ -12,6 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 import numpy as np
 import PIL
 
+from gluon_aa import files
 from gluon_aa.data import cache, images
 from gluon_aa.data.archive import read_members
 from gluon_aa.data.layout import PARTS, Layout, Place, is_image, is_junk
@@ -57,7 +57,7 @@ def load(request: Request) -> Splits:
         raise UsageError('the data set folder needs --data-dir: a directory, or a tar archive, of train/<class>/ and '
                          'test/<class>/')
     if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
-        raise FailedError(f'there is no directory or archive {path}')
+        raise FailedError(f'there is no directory or archive {path}: name its place with --data-dir')
     found = _open_directory(path) if path.is_dir() else _open_archive(path)
     key = cache.make_key('folder', CACHE_FORMAT, PIL.__version__, found.identity, request.input_size)
     entry = cache.load(key, request.on_progress)
@@ -118,14 +118,11 @@ def _arrays(places: List[Place], pictures: List[np.ndarray], classes: Tuple[str,
 
 
 def _open_archive(path: pathlib.Path) -> Found:
-    digest = hashlib.sha256()
     try:
-        with open(path, 'rb') as file:
-            for block in iter(lambda: file.read(1 << 20), b''):
-                digest.update(block)
+        digest = files.sha256(path)
     except OSError as error:
         raise FailedError(f'cannot read {path}: {error.strerror}') from error
-    return Found(_archive_items(path), digest.hexdigest())
+    return Found(_archive_items(path), digest)
 
 
 def _archive_items(path: pathlib.Path) -> Iterator[Item]:
@@ -153,6 +150,10 @@ def _open_directory(path: pathlib.Path) -> Found:
 
 def _tops(path: pathlib.Path) -> List[str]:
     """train/ and test/ as they lie in `path` or in a directory of it, relative to it."""
+    for place in (path, *(child for child in path.iterdir() if not is_junk(child.name))):
+        for directory in (place, *(place / part for part in PARTS)):
+            if directory != path and directory.is_symlink() and directory.is_dir():
+                raise FailedError(f'{directory} is a link to a directory: put the directory itself there')
     names = [''] if _has_part(path) else [
         child.name + '/' for child in path.iterdir() if not is_junk(child.name) and _has_part(child)]
     if not names:

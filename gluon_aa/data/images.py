@@ -55,10 +55,10 @@ def decode_all(files: Iterable[Named], input_size: Optional[Tuple[int, int]] = N
     """`decode` of every file, in order, by several threads.
 
     Raises:
-        FailedError: a file that does not decode, or has another size than the first.
+        FailedError: a file that does not decode, or has another size than the first; more than half of the free memory.
     """
     images: List[np.ndarray] = []
-    first = ''
+    first, total, room = '', 0, machine.available_memory()
     iterator = iter(files)
     threads = min(MAX_THREADS, len(machine.usable_cpus()))
     with _strict_and_silent(), concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -68,6 +68,9 @@ def decode_all(files: Iterable[Named], input_size: Optional[Tuple[int, int]] = N
             decoded = itertools.chain.from_iterable(pool.map(functools.partial(_decode_batch, input_size), batches))
             for (name, _), image in zip(chunk, decoded):
                 images.append(image)
+                total += image.nbytes
+                if room is not None and 2 * total > room:  # they are held twice when they become one array
+                    raise FailedError(_too_many(name, len(images), total, room))
                 if image.shape[:2] != images[0].shape[:2]:
                     raise FailedError(_sizes_differ(first, images[0], name, image))
     return images
@@ -104,6 +107,11 @@ def _sizes_differ(name: str, image: np.ndarray, other_name: str, other: np.ndarr
     (height, width), (other_height, other_width) = image.shape[:2], other.shape[:2]
     return (f'{name} has {height}x{width} pixels, but {other_name} {other_height}x{other_width}: make them one size '
             f'with --input-size HxW, such as --input-size {height}x{width}')
+
+
+def _too_many(name: str, count: int, total: int, room: int) -> str:
+    return (f'{count:,} images, up to {name}, take {total / 1e9:.1f} GB, and of the {room / 1e9:.1f} GB of memory that '
+            'are free they need twice that: make them smaller with --input-size HxW')
 
 
 def stack(images: List[np.ndarray], channels: int) -> np.ndarray:

@@ -9,13 +9,15 @@
 MXNet's reader can abort the process on a damaged or foreign file, so none is handed to it before its checksum and its
 structure were found right. Nothing is pickled: no file here can run code.
 """
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
 import zipfile
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Collection, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError, UsageError, reason
 from gluon_aa.training import parameter_file
 
-#: 1 had no training.npz.
+#: 1 had no training.npz, and is not read.
 FORMAT = 2
 PARAMETERS, TRAINING, STATE = 'net.params', 'training.npz', 'state.json'
 
@@ -44,18 +46,20 @@ class Position(NamedTuple):
         return f'step {self.steps} of epoch {self.epochs + 1}' if self.steps else f'epoch {self.epochs}'
 
 
-def _position(name: str) -> Position:
+def _position(name: str) -> Optional[Position]:
+    """The position that a directory's name says, if it is one that `save` gives."""
     match = re.fullmatch(r'epoch-([0-9]+)(?:-step-([0-9]+))?', name)
-    assert match is not None
+    if match is None:
+        return None
     epoch, step = match.groups()
-    return Position(int(epoch)) if step is None else Position(int(epoch) - 1, int(step))
+    position = Position(int(epoch)) if step is None else Position(int(epoch) - 1, int(step))
+    return position if position.name == name else None
 
 
 def positions(directory: pathlib.Path) -> List[Position]:
     """Where the checkpoints in the directory of checkpoints stand, earliest first."""
-    names = (path.name for path in directory.glob('epoch-*') if path.is_dir())
-    return sorted(position for position in map(_position, filter(re.compile(
-        r'epoch-[0-9]+(-step-[0-9]+)?').fullmatch, names)))
+    found = (_position(path.name) for path in directory.glob('epoch-*') if path.is_dir())
+    return sorted(position for position in found if position is not None)
 
 
 def epochs(directory: pathlib.Path) -> List[int]:
@@ -70,7 +74,7 @@ def path_of(directory: pathlib.Path, position: Position) -> pathlib.Path:
 
 def save(directory: pathlib.Path, position: Position, net: Any, training: Dict[str, np.ndarray],
          state: Dict[str, Any]) -> pathlib.Path:
-    """Write the checkpoint of `position`; returns its path.
+    """Write the checkpoint of `position`; returns its path. One that is there already is left as it is.
 
     Args:
         training: what else the training needs to go on, as arrays.
@@ -84,6 +88,8 @@ def save(directory: pathlib.Path, position: Position, net: Any, training: Dict[s
         if not np.isfinite(array).all():
             raise FailedError(f'{name} is no longer finite after {position}: no checkpoint was written for it')
     final = path_of(directory, position)
+    if final.exists():  # what went on from it and was stopped at once
+        return final
     temporary = directory / f'.{final.name}.{os.getpid()}.tmp'
     try:
         temporary.mkdir(parents=True)
@@ -92,11 +98,10 @@ def save(directory: pathlib.Path, position: Position, net: Any, training: Dict[s
             np.savez(file, **training)
             file.flush()
             os.fsync(file.fileno())
-        files.write_json(temporary / STATE, {
+        files.write_json(temporary / STATE, sealed({
             'format': FORMAT, **position._asdict(), **state,
-            'sha256': {name: files.sha256(temporary / name) for name in (PARAMETERS, TRAINING)}})
+            'sha256': {name: files.sha256(temporary / name) for name in (PARAMETERS, TRAINING)}}))
         files.sync(temporary)
-        _remove(final)  # of a training that was resumed from before it
         os.rename(temporary, final)
         files.sync(directory)
     except (OSError, mx.base.MXNetError) as error:
@@ -127,27 +132,35 @@ def mean_over_devices(parameter: Any) -> np.ndarray:
     return mean
 
 
+def sealed(state: Dict[str, Any]) -> Dict[str, Any]:
+    """`state` with its own checksum in `seal`."""
+    unsealed = {key: value for key, value in state.items() if key != 'seal'}
+    text = json.dumps(unsealed, sort_keys=True, allow_nan=False)
+    return {**unsealed, 'seal': hashlib.sha256(text.encode()).hexdigest()}
+
+
 def _write_parameters(path: pathlib.Path, parameters: Dict[str, Any]) -> None:
-    mx.nd.save(str(path), parameters)
-    files.sync(path)
-    written, expected = path.stat().st_size, parameter_file.size(parameters)
-    if written != expected:  # MXNet does not notice when the disk refuses the last of it
-        raise OSError(f'{written:,} of {expected:,} bytes were written: is the disk full?')
+    expected = parameter_file.size(parameters)
+    with contextlib.suppress(mx.base.MXNetError):  # it may notice that the disk refuses something, and may not
+        mx.nd.save(str(path), parameters)
+        files.sync(path)
+    written = path.stat().st_size if path.exists() else 0
+    if written != expected:
+        raise OSError(f'{written:,} of {expected:,} bytes of parameters were written: is the disk full?')
 
 
-def _remove(path: pathlib.Path) -> None:
-    """Delete a checkpoint; what has a checkpoint's name is whole at any moment."""
-    if path.exists():
-        doomed = path.with_name(f'.{path.name}.{os.getpid()}.old.tmp')
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def prune(directory: pathlib.Path, keep: int, best_epoch: int) -> None:
-    """Delete all but the `keep` latest checkpoints and the best, and what killed trainings left half-written."""
+def prune(directory: pathlib.Path, keep: int, keep_too: Collection[Position]) -> None:
+    """Delete all but the `keep` latest checkpoints and those of `keep_too`."""
     for position in positions(directory)[:-keep]:
-        if position != Position(best_epoch):
-            _remove(path_of(directory, position))
+        if position not in keep_too:
+            path = path_of(directory, position)
+            doomed = path.with_name(f'.{path.name}.{os.getpid()}.old.tmp')
+            os.rename(path, doomed)  # what has a checkpoint's name is whole at any moment
+            shutil.rmtree(doomed)
+
+
+def sweep(directory: pathlib.Path) -> None:
+    """Delete what killed trainings left half-written or half-deleted; not while another one runs."""
     for leftover in directory.glob('.epoch-*.tmp'):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -170,7 +183,8 @@ def choose(directory: pathlib.Path, which: str) -> pathlib.Path:
         return path_of(directory, Position(best))
     whole = [position.epochs for position in present if not position.steps]
     if not which.isdecimal() or int(which) not in whole:
-        raise UsageError(f'no checkpoint {which!r}: choose best, last, or an epoch of {", ".join(map(str, whole))}')
+        listed = f', or an epoch of {", ".join(map(str, whole))}' if whole else '; no epoch was finished yet'
+        raise UsageError(f'no checkpoint {which!r}: choose best or last{listed}')
     return path_of(directory, Position(int(which)))
 
 
@@ -185,10 +199,24 @@ def read_state(path: pathlib.Path) -> Dict[str, Any]:
         version = int(state['format'])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FailedError(f'{path / STATE} cannot be read ({error}): choose another checkpoint') from error
-    if version > FORMAT:
-        raise FailedError(f'{path} was written by a newer version of gluon-aa (format {version}; '
-                          f'this one reads {FORMAT}): upgrade gluon-aa')
+    if version != FORMAT:
+        age, advice = ('a newer', 'upgrade gluon-aa') if version > FORMAT else ('an older', 'train anew')
+        raise FailedError(f'{path} was written by {age} version of gluon-aa (format {version}; this one reads '
+                          f'{FORMAT}): {advice}')
+    if state != sealed(state):
+        raise FailedError(f'{path / STATE} is damaged (its checksum differs): remove {path} and choose an earlier '
+                          'checkpoint')
     return dict(state)
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether all of a checkpoint is there and agrees with its checksums."""
+    try:
+        for name in (PARAMETERS, TRAINING):
+            _verify(path, name)
+    except FailedError:
+        return False
+    return True
 
 
 def _verify(path: pathlib.Path, name: str) -> pathlib.Path:
@@ -229,12 +257,9 @@ def load_training(path: pathlib.Path) -> Dict[str, np.ndarray]:
     Raises:
         FailedError: a file that is missing, damaged or foreign.
     """
-    if read_state(path)['format'] < 2:
-        raise FailedError(f'{path} was written by an older version of gluon-aa, without the state of its optimizer: it '
-                          'can be evaluated, not resumed')
     file = _verify(path, TRAINING)
     try:
-        with zipfile.ZipFile(file) as archive:  # stored as they are, the arrays cannot be larger than the file
+        with zipfile.ZipFile(file) as archive:  # small files that unpack to large ones are not ours
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError('it is compressed')
         with np.load(str(file), allow_pickle=False) as arrays:
@@ -242,5 +267,5 @@ def load_training(path: pathlib.Path) -> Dict[str, np.ndarray]:
         if not all(isinstance(array, np.ndarray) for array in found.values()):  # NumPy hands out other members as bytes
             raise ValueError('not all it holds are arrays')
         return found
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise FailedError(f'{file} is no archive of NumPy arrays: {error}') from error

@@ -52,7 +52,7 @@ def parse_interval(text: str) -> Interval:
     return interval
 
 
-#: Keys that a resumed training may change: none of them changes what is computed.
+#: Keys that a resumed training may change: where it runs and what it keeps, not what it is.
 RESUMABLE = ('data_dir', 'allow_unverified', 'gpus', 'cpus', 'kvstore', 'checkpoint_every', 'keep_checkpoints')
 
 
@@ -198,6 +198,8 @@ def check(key: str, value: Any, where: str = '') -> Any:
         return tuple(_check_integers(where, key, value))
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         value = _number(value)  # YAML reads 1e-3 as a string
+    if metadata['form'] and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # and 500 as a number
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise UsageError(f'{where}{key}: {value!r} is not {_NAMES[wanted]}')
     if metadata['choices'] and value not in metadata['choices']:

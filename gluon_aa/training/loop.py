@@ -4,19 +4,21 @@ import dataclasses
 import math
 import pathlib
 import time
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
 
 from gluon_aa import compat
 from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
+from gluon_aa.machine import cpu_model
 from gluon_aa.models import get_model, placement
 from gluon_aa.training import checkpoint, precision
 from gluon_aa.training.checkpoint import Position
-from gluon_aa.training.config import RESUMABLE, TrainConfig, override, parse_interval, parse_size
+from gluon_aa.training.config import RESUMABLE, TrainConfig, load, override, parse_interval, parse_size
 from gluon_aa.training.devices import resolve_devices
 from gluon_aa.training.engine import HybridizedEngine, StepResult
 from gluon_aa.training.interruption import Interrupted, StopRequest
+from gluon_aa.training.progress import Progress
 from gluon_aa.training.schedules import Schedule
 from gluon_aa.training.tracking import RunDirectory, refuse_existing
 
@@ -46,41 +48,6 @@ class NonFiniteLoss(FailedError):
 
 class _Stopped(Exception):
     """A wish to stop was found."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a training has come: what a checkpoint's state.json keeps of it."""
-
-    epochs: int = 0  # whole ones
-    steps: int = 0  # of the epoch under way
-    loss: float = 0.0  # sum over the images of these steps
-    correct: int = 0  # predictions, likewise
-    training_seconds: float = 0.0  # of these steps
-    epoch_seconds: float = 0.0  # of the epoch under way, validation included
-    seconds: float = 0.0  # of the whole training
-    best_epoch: int = 0
-    best_val_accuracy: float = -1.0
-
-    @property
-    def position(self) -> Position:
-        return Position(self.epochs, self.steps)
-
-    def finish_epoch(self, val_accuracy: float) -> None:
-        """Go on to the next epoch."""
-        self.epochs, self.steps = self.epochs + 1, 0
-        self.loss, self.correct, self.training_seconds, self.epoch_seconds = 0.0, 0, 0.0, 0.0
-        if val_accuracy >= self.best_val_accuracy:  # of equals the later: its learning rate is lower
-            self.best_epoch, self.best_val_accuracy = self.epochs, val_accuracy
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> 'Progress':
-        """The progress in a checkpoint's state.
-
-        Raises:
-            KeyError: it is not all there.
-        """
-        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})
 
 
 def load_data(config: TrainConfig, on_notice: Optional[Callable[[str], None]] = None) -> Dataset:
@@ -161,6 +128,7 @@ def resume(run: RunDirectory, reporter: Optional[Reporter] = None, **overrides: 
         parts = _prepare(config, reporter)
         progress = _restore(path, parts, reporter) if path else Progress()
         run.keep_metrics(progress.epochs)
+        run.write_config(config)  # so that the next command need not say it again
         return run, _Training(config, parts, run, reporter, progress).run_all()
 
 
@@ -185,12 +153,16 @@ def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
 
 
 def _check_config(path: pathlib.Path, config: TrainConfig) -> None:
-    """Raise FailedError where a checkpoint is another training's."""
-    saved, wanted = checkpoint.read_state(path).get('config', {}), config.values()
+    """Raise FailedError where a checkpoint is another training's; keys it does not have yet are at their default."""
+    state = checkpoint.read_state(path)
+    try:
+        saved, wanted = load(None, state['config']).values(), config.values()
+    except (KeyError, AttributeError, UsageError) as error:
+        raise FailedError(f'{path} does not say what it was trained with ({error}): upgrade gluon-aa') from error
     for key in wanted:
-        if key not in RESUMABLE and saved.get(key) != wanted[key]:
-            raise FailedError(f'{path} is of another training: its {key} is {saved.get(key)}, here it is '
-                              f'{wanted[key]}; remove it')
+        if key not in RESUMABLE and saved[key] != wanted[key]:
+            raise FailedError(f'{path} and config.yaml disagree: {key} is {saved[key]} there and {wanted[key]} here; '
+                              'put back the one that was changed')
 
 
 def _restore(path: pathlib.Path, parts: _Parts, reporter: Reporter) -> Progress:
@@ -203,23 +175,43 @@ def _restore(path: pathlib.Path, parts: _Parts, reporter: Reporter) -> Progress:
         engine.restore(arrays)
     except KeyError as error:
         raise FailedError(f'{path} lacks {error}: remove it and resume from an earlier checkpoint') from error
+    if progress.position.name != path.name:
+        raise FailedError(f'{path} holds the checkpoint of {progress.position}: give it back its name, '
+                          f'{progress.position.name}')
     if data != parts.dataset.fingerprint:
         raise FailedError(f'the images of {parts.dataset.name} are not those that {path} was trained with: '
                           'name their place with --data-dir')
     if machine != _machine(engine):
         reporter.on_notice(f'not bit for bit what it would have been: it was on {_words(machine)}, '
                            f'and is on {_words(_machine(engine))}')
+    _check_best(path.parent, progress, reporter)
     reporter.on_notice(f'going on after {progress.position}')
     return progress
 
 
+def _check_best(directory: pathlib.Path, progress: Progress, reporter: Reporter) -> None:
+    """Where the best checkpoint is gone or damaged, let the best of the others be it: it is needed in the end."""
+    if not progress.best_epoch or checkpoint.is_whole(checkpoint.path_of(directory, Position(progress.best_epoch))):
+        return
+    lost = checkpoint.path_of(directory, Position(progress.best_epoch))
+    progress.best_epoch, progress.best_val_accuracy = 0, -1.0
+    for epoch in checkpoint.epochs(directory):
+        path = checkpoint.path_of(directory, Position(epoch))
+        if checkpoint.is_whole(path):
+            progress.note_accuracy(epoch, float(checkpoint.read_state(path)['val_accuracy']))
+    best = f'epoch {progress.best_epoch} is' if progress.best_epoch else 'a later epoch will be'
+    reporter.on_notice(f'the best checkpoint, {lost}, is missing or damaged: {best} the best in its place')
+
+
 def _machine(engine: HybridizedEngine) -> Row:
-    """What decides the order in which numbers are summed."""
-    return {'devices': [str(device) for device in engine.devices], 'threads': compat.THREADS.number}
+    """What decides in which order numbers are summed."""
+    return {'devices': [str(device) for device in engine.devices], 'threads': compat.THREADS.number,
+            'cpu': cpu_model(), 'mxnet': compat.mx.__version__}
 
 
 def _words(machine: Row) -> str:
-    return f'{", ".join(machine["devices"])} with {machine["threads"]} threads'
+    return (f'{", ".join(machine["devices"])} with {machine["threads"]} threads of {machine["cpu"]}, '
+            f'MXNet {machine["mxnet"]}')
 
 
 class _Training:
@@ -239,6 +231,7 @@ class _Training:
         self.reporter.on_start(self.run, {
             'parameters': parameters, 'devices': _machine(self.engine)['devices'],
             'train_images': len(self.dataset.train), 'steps_per_epoch': len(self.batches)})
+        checkpoint.sweep(self.run.checkpoints)
         try:
             with self.stop:
                 while self.progress.epochs < self.config.epochs:
@@ -284,10 +277,11 @@ class _Training:
                 progress.steps += 1
                 if len(ahead) > STEPS_AHEAD:
                     self._read(*ahead.popleft())
-                if self.stop.signal or self._due():
+                stopping = self.stop.signal is not None  # asked once: it can come at any moment
+                if stopping or self._due():
                     self._read_all(ahead)
                     self._save()
-                if self.stop.signal:
+                if stopping:
                     raise _Stopped
         finally:
             batches.close()
@@ -335,7 +329,8 @@ class _Training:
             'image_shape': [self.dataset.channels, *self.dataset.input_size], 'config': self.config.values()}
         arrays = {**self.engine.state(), 'data/mean': self.dataset.mean, 'data/std': self.dataset.std}
         checkpoint.save(self.run.checkpoints, self.progress.position, self.engine.net, arrays, state)
-        checkpoint.prune(self.run.checkpoints, self.config.keep_checkpoints, self.progress.best_epoch)
+        checkpoint.prune(self.run.checkpoints, self.config.keep_checkpoints,
+                         {self.progress.position, Position(self.progress.best_epoch)})
         self.saved = time.monotonic()
         self._tick()
 
@@ -370,10 +365,16 @@ def evaluate(run: RunDirectory, split: str = 'test', which: str = 'best', **over
     """
     config = override(run.config(), overrides)
     path = checkpoint.choose(run.checkpoints, which)
+    state, arrays = checkpoint.read_state(path), checkpoint.load_training(path)
     dataset = load_data(config)
+    if list(dataset.classes) != state['classes']:
+        raise FailedError(f'{path} tells other classes apart than those of {config.dataset}: name the place of the '
+                          'data that it was trained with, --data-dir')
+    # normalised as it was in training, whatever images are there now
+    dataset = dataclasses.replace(dataset, mean=arrays['data/mean'], std=arrays['data/std'])
     engine = build_engine(config, dataset)
     checkpoint.load_parameters(path, engine.net, engine.devices)
     images: Split = getattr(dataset, split)
     return {'accuracy': accuracy(engine, images, config.batch_size), 'images': len(images), 'split': split,
-            'epoch': checkpoint.read_state(path)['epochs'], 'checkpoint': str(path), 'net': config.net,
+            'epoch': state['epochs'], 'steps': state['steps'], 'checkpoint': str(path), 'net': config.net,
             'dataset': config.dataset}

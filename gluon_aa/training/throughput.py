@@ -2,9 +2,11 @@
 
 A process has one number format and one number of threads (see precision.py, compat.py), so one cannot measure two.
 """
+import ctypes
 import itertools
 import json
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -14,13 +16,14 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import numpy as np
 
 from gluon_aa import compat, files, machine
-from gluon_aa.errors import FailedError
+from gluon_aa.errors import FailedError, reason
 from gluon_aa.training.config import TrainConfig, load
 
 PHASES = ('training', 'inference')
 
 _CHILD = 'from gluon_aa.training.throughput import child; child()'
 _MARK = 'MEASURED'
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 Row = Dict[str, Any]
 
@@ -86,6 +89,7 @@ def _in_another_process(config: TrainConfig, protocol: Protocol) -> List[Row]:
 
 def child() -> None:
     """Measure what standard input asks for and print it: the other process's end."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # ends with its parent, however that ends
     asked = json.load(sys.stdin)
     config = load(None, asked['config'])
     protocol = Protocol(**asked['protocol'])
@@ -94,7 +98,7 @@ def child() -> None:
     try:
         answer: Row = {'rows': measure(config, protocol)}
     except (ValueError, RuntimeError) as error:  # ours, and MXNet's
-        answer = {'error': ' '.join(str(error).split())[-300:]}
+        answer = {'error': reason(error)}
     print(_MARK + json.dumps(answer), flush=True)
 
 

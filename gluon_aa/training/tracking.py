@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import socket
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, TextIO
 
 from gluon_aa import files
 from gluon_aa.errors import FailedError, UsageError
@@ -44,7 +44,11 @@ class RunDirectory:
                 raise FailedError(f'cannot make the run directory {candidate}: {error.strerror}; '
                                   'name another with --run') from error
             run = cls(candidate)
-            files.write_text(candidate / CONFIG, config.to_yaml())
+            try:
+                run.write_config(config)
+            except FailedError:
+                candidate.rmdir()
+                raise
             return run
         raise _exists(candidates[-1])
 
@@ -59,6 +63,14 @@ class RunDirectory:
         """The configuration the run was trained with."""
         return load(self.path / CONFIG)
 
+    def write_config(self, config: TrainConfig) -> None:
+        """Write config.yaml. Raises FailedError where that fails; an old one stays."""
+        try:
+            files.write_text(self.path / CONFIG, config.to_yaml())
+        except OSError as error:
+            raise FailedError(f'cannot write {self.path / CONFIG}: {error.strerror}; free some space, or name another '
+                              'place with --run') from error
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the kernel lets go when the process ends, however it ends.
@@ -67,11 +79,7 @@ class RunDirectory:
             UsageError: another process trains it.
         """
         path = self.path / LOCK
-        try:
-            file = open(path, 'a+', encoding='utf-8')
-        except OSError as error:
-            raise FailedError(f'cannot write into the run directory {self.path}: {error.strerror}') from error
-        with file:
+        with self._open_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -80,13 +88,22 @@ class RunDirectory:
                 file.seek(0)
                 raise UsageError(f'{self.path} is being trained by {file.read().strip() or "another process"}: '
                                  'wait for it, or stop it first') from None
+            # the file stays when the lock is let go: were it deleted, two processes could lock two files of this name
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}')
             file.flush()
+            for leftover in self.path.glob('.*.tmp'):  # of a killed process
+                leftover.unlink()
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                file.truncate(0)
+
+    def _open_lock(self, path: pathlib.Path) -> TextIO:
+        try:
+            return open(path, 'a+', encoding='utf-8')
+        except OSError as error:
+            raise FailedError(f'cannot write into the run directory {self.path}: {error.strerror}') from error
 
     def append_metrics(self, row: Dict[str, Any]) -> None:
         """Add one epoch's line to metrics.jsonl.
@@ -110,14 +127,22 @@ class RunDirectory:
         """Drop the rows of later epochs, and what a killed process left of a last line."""
         path = self.path / METRICS
         lines = path.read_text(encoding='utf-8').splitlines()[:epochs] if path.exists() else []
-        if len(lines) < epochs:
-            raise FailedError(f'{path} has {len(lines)} rows where the checkpoint is of epoch {epochs}: it was changed')
+        try:
+            found = [json.loads(line)['epoch'] for line in lines]
+        except (ValueError, KeyError, TypeError):
+            found = []
+        if found != list(range(1, epochs + 1)):
+            raise FailedError(f'{path} does not have the rows of epochs 1 to {epochs}, where the checkpoint stands: it '
+                              'was changed or damaged')
         files.write_text(path, ''.join(f'{line}\n' for line in lines))
 
     def result(self) -> Optional[Dict[str, Any]]:
         """The content of result.json; None where the training has not finished."""
         path = self.path / RESULT
-        return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else None
+        try:
+            return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise FailedError(f'{path} cannot be read ({error}): remove it, and resume makes it anew') from error
 
     def write_result(self, result: Dict[str, Any]) -> None:
         """Write result.json and draw curves.png."""

@@ -37,3 +37,10 @@ def test_what_cannot_be_measured_is_said_beside_what_can(in_tmp_path):
     assert [cell.get('error', 'measured')[:30] for cell in cells] == ['measured', 'MXNet has no float16 on CPUs: ']
     last = result.stderr.strip().splitlines()[-1]
     assert last == 'Error: 1 of 2 combinations were not measured: see above'
+
+
+def test_where_nothing_can_be_measured_the_json_still_says_why(in_tmp_path):
+    result = invoke(*SMALL, '--dtype', 'float16', '--json', 'found.json', '--plot', 'found.png')
+    assert result.exit_code == 1 and 'Error: 1 of 1 combinations were not measured' in result.stderr
+    cell, = json.loads((in_tmp_path / 'found.json').read_text())['cells']
+    assert 'MXNet has no float16 on CPUs' in cell['error'] and not (in_tmp_path / 'found.png').exists()

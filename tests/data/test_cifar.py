@@ -140,6 +140,19 @@ def test_foreign_labels_are_refused_even_if_unverified_files_are_allowed(small, 
     assert f'{row.test.name} in {tmp_path} holds the label {label}: {row.title} has labels 0 to {label - 1}' in message
 
 
+def test_a_class_with_too_few_images_is_named(small, tmp_path):
+    row, contents, _, _ = small
+    record = row.label_bytes + 3072
+    for file in row.train:
+        data = bytearray(contents[file.name])
+        for begin in range(0, len(data), record):
+            if data[begin + row.label_bytes - 1] == 3:
+                data[begin + row.label_bytes - 1] = 4
+        contents[file.name] = bytes(data)
+    message = refusal(row, write(tmp_path, contents), allow_unverified=True)
+    assert f'has 0 training images of the class {row.classes[3]}: it is not {row.title}' in message
+
+
 def test_other_files_of_the_right_form_must_be_allowed(small, tmp_path):
     row, contents, images, _ = small
     name = row.train[0].name

@@ -77,17 +77,19 @@ def test_the_keys_help_names_every_data_set_and_its_default_is_one():
     assert FIELDS['dataset'].default in DATASETS
 
 
-def dataset_of(images, labels):
+def dataset_of(images, labels, test_labels=(0, 1, 1, 1)):
     split = Split(np.asarray(images, np.uint8), np.asarray(labels, np.int32))
-    return Dataset('any', split, split, split, ('a', 'b'), False, 0, np.zeros((1, 1, 1)), np.ones((1, 1, 1)))
+    test = Split(split.images, np.asarray(test_labels[:len(labels)], np.int32))
+    return Dataset('any', split, split, test, ('a', 'b'), False, 0, np.zeros((1, 1, 1)), np.ones((1, 1, 1)))
 
 
-def test_fingerprints_tell_training_data_apart():
+def test_fingerprints_tell_data_apart():
     images = np.arange(24).reshape(2, 1, 3, 4)
     base = dataset_of(images, [0, 1]).fingerprint
     assert base == dataset_of(images, [0, 1]).fingerprint and len(base) == 64
     others = [(images[::-1], [0, 1]), (images, [1, 0]), (images.reshape(2, 1, 4, 3), [0, 1])]
-    assert len({base, *(dataset_of(*other).fingerprint for other in others)}) == 4
+    others.append((images, [0, 1], [1, 1]))  # the test images alone
+    assert len({base, *(dataset_of(*other).fingerprint for other in others)}) == 5
 
 
 def test_fingerprints_do_not_depend_on_the_layout_in_memory():

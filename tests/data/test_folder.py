@@ -157,7 +157,8 @@ def test_an_empty_class_is_named(tmp_path, files):
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
-    assert refusal(tmp_path / 'none') == f'there is no directory or archive {tmp_path / "none"}'
+    assert refusal(tmp_path / 'none') == (f'there is no directory or archive {tmp_path / "none"}: name its place with '
+                                          '--data-dir')
     assert 'has neither train/ nor test/' in refusal(tmp_path)
     (tmp_path / 'x.txt').write_text('text')
     assert 'is damaged, truncated or no tar archive' in refusal(tmp_path / 'x.txt')
@@ -186,6 +187,21 @@ def test_links_within_a_directory_are_followed_and_others_refused(tmp_path, file
         link.unlink()
     (path / 'train' / 'cow').symlink_to(path / 'train' / 'cat')
     assert "'train/cow' in " in refusal(path)
+
+
+@pytest.mark.parametrize('link, target', [('train', 'real/train'), ('inner', 'real')])
+def test_parts_that_are_links_are_refused(tmp_path, files, link, target):
+    write_folder(tmp_path / 'real', files)
+    path = write_folder(tmp_path / 'x', without(files, 'train/') if link == 'train' else {})
+    path.mkdir(exist_ok=True)
+    (path / link).symlink_to(tmp_path / target)
+    assert refusal(path) == f'{path / link} is a link to a directory: put the directory itself there'
+
+
+def test_images_that_would_fill_the_memory_are_refused_before_they_do(tmp_path, files, monkeypatch):
+    path = write_folder(tmp_path / 'x', files)
+    monkeypatch.setattr(images.machine, 'available_memory', lambda: 4000)
+    assert 'of the 0.0 GB of memory that are free they need twice that: make them smaller' in refusal(path)
 
 
 def test_pipes_are_not_waited_for(tmp_path, files):

@@ -100,9 +100,20 @@ def test_a_disk_that_refuses_the_last_bytes_is_noticed(tmp_path, monkeypatch):
         with open(path, 'r+b') as file:
             file.truncate(file.seek(0, 2) - 10)
     monkeypatch.setattr(checkpoint.mx.nd, 'save', save_short)
-    with pytest.raises(FailedError, match='bytes were written: is the disk full') as caught:
+    with pytest.raises(FailedError, match='bytes of parameters were written: is the disk full') as caught:
         save(tmp_path, make_net())
     assert '\n' not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_mxnet_finds_full_is_said(tmp_path, monkeypatch):
+    def refuse(path, arrays):
+        with open(path, 'wb') as file:
+            file.write(b'some')
+        raise mx.base.MXNetError('Check failed: std::fwrite(ptr, 1, size, fp_) == size')
+    monkeypatch.setattr(checkpoint.mx.nd, 'save', refuse)
+    with pytest.raises(FailedError, match='4 of .* bytes of parameters were written: is the disk full'):
+        save(tmp_path, make_net())
+    assert list(tmp_path.iterdir()) == []
 
 
 DAMAGES = {
@@ -131,7 +142,7 @@ def swap(path, name, data):
     (path / name).write_bytes(data)
     state = json.loads((path / 'state.json').read_text())
     state['sha256'][name] = files.sha256(path / name)
-    (path / 'state.json').write_text(json.dumps(state))
+    (path / 'state.json').write_text(json.dumps(checkpoint.sealed(state)))
 
 
 @pytest.mark.parametrize('damage', [
@@ -206,13 +217,19 @@ def test_a_newer_format_is_refused(tmp_path):
         checkpoint.read_state(path)
 
 
-def test_an_older_format_is_evaluated_but_not_resumed(tmp_path):
-    path, net = save(tmp_path, make_net()), make_net()
+def test_an_older_format_is_refused(tmp_path):
+    path = save(tmp_path, make_net())
+    (path / 'state.json').write_text('{"format": 1}')
+    with pytest.raises(FailedError, match='written by an older version of gluon-aa .format 1; this one reads 2.'):
+        checkpoint.read_state(path)
+
+
+def test_a_state_that_was_changed_is_refused(tmp_path):
+    path = save(tmp_path, make_net())
     state = json.loads((path / 'state.json').read_text())
-    (path / 'state.json').write_text(json.dumps({**state, 'format': 1}))
-    checkpoint.load_parameters(path, net, [mx.cpu()])
-    with pytest.raises(FailedError, match='older version .* can be evaluated, not resumed'):
-        checkpoint.load_training(path)
+    (path / 'state.json').write_text(json.dumps({**state, 'best_epoch': 2}))
+    with pytest.raises(FailedError, match='state.json is damaged .its checksum differs.'):
+        checkpoint.read_state(path)
 
 
 def test_parameters_of_another_network_are_refused(tmp_path):
@@ -224,24 +241,37 @@ def test_parameters_of_another_network_are_refused(tmp_path):
         checkpoint.load_parameters(checkpoint.path_of(tmp_path, Position(1)), net, [mx.cpu()])
 
 
-def test_a_checkpoint_of_the_same_position_is_replaced(tmp_path):
-    save(tmp_path, make_net())
-    path = save(tmp_path, make_net(), momentum=np.ones(2))
-    assert checkpoint.load_training(path)['momentum'].tolist() == [1, 1]
+def test_a_checkpoint_of_the_same_position_is_left_as_it_is(tmp_path):
+    path = save(tmp_path, make_net())
+    assert save(tmp_path, make_net(), momentum=np.ones(2)) == path
+    assert checkpoint.load_training(path)['momentum'].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ['epoch-0001']
+
+
+def test_names_that_are_no_checkpoints_are_passed_over(tmp_path):
+    save(tmp_path, make_net())
+    for name in ('epoch-7', 'epoch-0002-step-1', 'epoch-0003.old', 'epoch-'):
+        (tmp_path / name).mkdir()
+    assert checkpoint.positions(tmp_path) == [(1, 0)]
+
+
+def test_what_is_whole(tmp_path):
+    path = save(tmp_path, make_net())
+    assert checkpoint.is_whole(path) and not checkpoint.is_whole(tmp_path / 'epoch-0002')
+    (path / 'training.npz').unlink()
+    assert not checkpoint.is_whole(path)
 
 
 def test_pruning_keeps_the_latest_and_the_best(tmp_path):
     net = make_net()
     for epoch in range(1, 7):
         save(tmp_path, net, epoch, best_epoch=2)
-    (tmp_path / '.epoch-0009.1.tmp').mkdir()  # of a killed process
-    checkpoint.prune(tmp_path, keep=2, best_epoch=2)
+    checkpoint.prune(tmp_path, 2, {Position(2)})
     assert checkpoint.epochs(tmp_path) == [2, 5, 6] and len(list(tmp_path.iterdir())) == 3
     assert checkpoint.choose(tmp_path, 'best').name == 'epoch-0002'
     assert checkpoint.choose(tmp_path, 'last').name == 'epoch-0006'
     assert checkpoint.choose(tmp_path, '5').name == 'epoch-0005'
-    with pytest.raises(UsageError, match="no checkpoint '3': choose best, last, or an epoch of 2, 5, 6"):
+    with pytest.raises(UsageError, match="no checkpoint '3': choose best or last, or an epoch of 2, 5, 6"):
         checkpoint.choose(tmp_path, '3')
 
 
@@ -267,7 +297,7 @@ def test_checkpoints_within_an_epoch_lie_between_its_ends(tmp_path):
     assert checkpoint.positions(tmp_path) == [(0, 5), (1, 0), (1, 5), (1, 10), (2, 0)]
     assert checkpoint.path_of(tmp_path, Position(1, 10)).name == 'epoch-0002-step-000010'
     assert checkpoint.choose(tmp_path, 'last').name == 'epoch-0002'
-    checkpoint.prune(tmp_path, keep=2, best_epoch=1)
+    checkpoint.prune(tmp_path, 2, {Position(1)})
     assert checkpoint.positions(tmp_path) == [(1, 0), (1, 10), (2, 0)]
     assert checkpoint.epochs(tmp_path) == [1, 2]
 
@@ -276,3 +306,5 @@ def test_there_is_no_best_before_the_first_epoch_ends(tmp_path):
     save(tmp_path, make_net(), epoch=0, steps=5, best_epoch=0)
     with pytest.raises(UsageError, match='no best checkpoint yet, as no epoch was finished: choose last'):
         checkpoint.choose(tmp_path, 'best')
+    with pytest.raises(UsageError, match="no checkpoint '1': choose best or last; no epoch was finished yet"):
+        checkpoint.choose(tmp_path, '1')

@@ -4,8 +4,11 @@ import dataclasses
 import pytest
 
 from gluon_aa.configs import DIRECTORY, find_recipe, recipes
+from gluon_aa.data import DATASETS
+from gluon_aa.data.normalization import NORMALIZATIONS
+from gluon_aa.data.pipeline import LAST_BATCHES
 from gluon_aa.errors import UsageError
-from gluon_aa.training.config import FIELDS, TrainConfig, kind, load
+from gluon_aa.training.config import FIELDS, TrainConfig, kind, load, parse_interval
 
 
 def write(tmp_path, text):
@@ -96,3 +99,18 @@ def test_the_replications_recipe():
     wanted = {'net': 'wrn28_10', 'dataset': 'cifar10', 'optimizer': 'nag', 'momentum': 0.9, 'learning_rate': 0.1,
               'dropout': 0.1, 'batch_size': 128, 'epochs': 60, 'weight_decay': 0.0, 'schedule': 'seed-wrn'}
     assert {key: value for key, value in dataclasses.asdict(config).items() if key in wanted} == wanted
+
+
+def test_steps_between_checkpoints_are_a_number_in_yaml_too(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('checkpoint_every: 500\n')
+    assert load(tmp_path / 'mine.yaml').checkpoint_every == '500'
+    assert parse_interval('500') == (500, None) and parse_interval('2.5m') == (None, 2.5)
+    for wrong in ('0', '-1', '0m', 'nanm', 'infm', '5s', 'm', '1.5'):
+        with pytest.raises(UsageError):
+            parse_interval(wrong)
+
+
+def test_choices_are_those_of_the_data():
+    assert FIELDS['last_batch'].metadata['choices'] == LAST_BATCHES
+    assert FIELDS['normalization'].metadata['choices'] == tuple(NORMALIZATIONS)
+    assert FIELDS['dataset'].metadata['help'] == f'Data set: {", ".join(sorted(DATASETS))}.'

@@ -1,4 +1,7 @@
-"""A training killed at random moments and resumed ends with the parameters of one that was left alone."""
+"""A training killed at random moments and resumed ends with the parameters of one that was left alone.
+
+Killed at any step of writing a checkpoint, it keeps a whole one.
+"""
 import json
 import os
 import random
@@ -68,3 +71,50 @@ def test_twenty_kills_change_nothing(tmp_path):
     left_alone, resumed = arrays(whole, EPOCHS), arrays(killed, EPOCHS)
     assert left_alone.keys() == resumed.keys()
     assert all(np.array_equal(left_alone[name], resumed[name]) for name in left_alone)
+
+
+SAVING = """
+import os, pathlib, shutil, signal, sys
+import numpy as np
+from gluon_aa.compat import mx
+from gluon_aa.training import checkpoint
+from gluon_aa.training.checkpoint import Position
+
+directory, left = pathlib.Path(sys.argv[1]), [int(sys.argv[2])]
+net = mx.gluon.nn.Dense(2, in_units=2)
+net.initialize()
+
+def count(function):
+    def counted(*args, **kwargs):
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return function(*args, **kwargs)
+    return counted
+
+def save(epoch):
+    checkpoint.sweep(directory)
+    checkpoint.save(directory, Position(epoch), net, {'updates': np.array(epoch)}, {'best_epoch': epoch})
+    checkpoint.prune(directory, 1, {Position(epoch)})
+
+save(1)
+for name in ('mkdir', 'open', 'fsync', 'rename', 'replace', 'unlink', 'rmdir'):
+    setattr(os, name, count(getattr(os, name)))
+save(2)
+save(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_saving_leaves_a_whole_checkpoint(tmp_path):
+    script = tmp_path / 'saving.py'
+    script.write_text(f'import sys; sys.path[:] = {sys.path!r}\n{SAVING}')
+    for calls in range(100):
+        directory = tmp_path / str(calls)
+        code = subprocess.run([sys.executable, str(script), str(directory), str(calls)], check=False).returncode
+        kept = checkpoint.positions(directory)
+        assert kept and all(checkpoint.is_whole(checkpoint.path_of(directory, position)) for position in kept)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert code == 0 and calls > 15 and kept == [(3, 0)]

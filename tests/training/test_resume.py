@@ -1,5 +1,6 @@
 """Trainings that are stopped, and go on bit for bit as if they had not been."""
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -130,6 +131,62 @@ def test_minutes_are_counted_from_the_last_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.positions(run.checkpoints) == [(0, 4), (0, 8), (1, 0)]
 
 
+def test_a_signal_while_a_checkpoints_time_is_asked_for_is_not_lost(tmp_path, monkeypatch):
+    original = loop._Training._due
+
+    def due(self):
+        if self.progress.steps == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+    monkeypatch.setattr(loop._Training, '_due', due)
+    with pytest.raises(Interrupted, match='after step 6 of epoch 1'):
+        train(tiny(), tmp_path / 'run')
+    assert checkpoint.positions(tmp_path / 'run' / 'checkpoints') == [(0, 6)]
+
+
+def test_what_killed_trainings_leave_behind_is_swept_up(tmp_path):
+    run = RunDirectory.create(tmp_path / 'run', tiny(epochs=1))
+    (run.checkpoints / f'.epoch-0001.{os.getpid()}.tmp').mkdir(parents=True)
+    (run.path / f'.metrics.jsonl.{os.getpid()}.tmp').write_text('half')
+    resume(run)
+    assert not [path for path in run.path.rglob('.*')]
+
+
+@pytest.mark.parametrize('damage', [shutil.rmtree, lambda path: (path / 'net.params').write_bytes(b'')])
+def test_a_best_checkpoint_that_is_gone_gives_way_to_the_best_of_the_others(tmp_path, damage, monkeypatch):
+    accuracies = iter([0.9, 0.5, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(loop, 'accuracy', lambda *args: next(accuracies))
+    config = tiny(epochs=4, keep_checkpoints=9)
+    with stop_after(3 * STEPS + 2), pytest.raises(Interrupted):
+        train(config, tmp_path / 'run')
+    run = RunDirectory.open(tmp_path / 'run')
+    damage(checkpoint.choose(run.checkpoints, 'best'))
+    heard = []
+    _, result = resume(run, Reporter(heard.append))
+    assert 'epoch-0001, is missing or damaged: epoch 2 is the best in its place' in heard[0]
+    assert result['best_epoch'] == 2 and result['val_accuracy'] == 0.5
+
+
+def test_what_a_resumed_training_was_given_is_remembered(tmp_path):
+    with stop_after(5), pytest.raises(Interrupted):
+        train(tiny(epochs=1), tmp_path / 'run')
+    run = RunDirectory.open(tmp_path / 'run')
+    resume(run, checkpoint_every='7', cpus=2)
+    assert (run.config().checkpoint_every, run.config().cpus) == ('7', 2)
+
+
+def test_images_of_other_classes_are_not_evaluated(tmp_path, monkeypatch):
+    run, _ = train(tiny(epochs=1), tmp_path / 'run')
+    data = loop.load_data(run.config())
+    monkeypatch.setattr(loop, 'load_data', lambda config: dataclasses.replace(data, classes=data.classes[::-1]))
+    with pytest.raises(FailedError, match='tells other classes apart than those of digits'):
+        evaluate(run)
+    accuracy = run.result()['test_accuracy']
+    other = dataclasses.replace(data, mean=data.mean + 9, std=data.std * 3)
+    monkeypatch.setattr(loop, 'load_data', lambda config: other)
+    assert evaluate(run)['accuracy'] == accuracy  # normalised as in training
+
+
 def test_a_training_without_a_checkpoint_begins_anew(tmp_path):
     whole, _ = train(tiny(), tmp_path / 'whole')
     run = RunDirectory.create(tmp_path / 'killed', tiny())
@@ -142,8 +199,10 @@ def test_a_finished_training_is_left_as_it_is(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob('*')}
     heard = []
     assert resume(run, Reporter(heard.append)) == (run, result)
-    after = {path: path.stat().st_mtime_ns for path in run.path.rglob('*') if path != run.path}
-    assert {path: before[path] for path in after} == after
+    after = {path: path.stat().st_mtime_ns for path in run.path.rglob('*')}
+    for times in (before, after):
+        times.pop(run.path / 'lock')
+    assert before == after
     assert 'has finished its 1 epochs: nothing is left to do' in heard[0]
 
 
@@ -162,7 +221,7 @@ def test_a_running_training_is_not_resumed(tmp_path):
         resume(run)
     with run.locked():  # it was let go of
         pass
-    assert [path.name for path in run.path.iterdir()] == ['config.yaml']
+    assert (run.path / 'lock').read_text() == ''
 
 
 @pytest.mark.parametrize('key, value', [('learning_rate', 0.1), ('epochs', 5), ('net', 'wrn10_2'), ('seed', 1)])
@@ -198,22 +257,24 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(stopped, name
 def edit(path, change):
     state = json.loads((path / 'state.json').read_text())
     change(state)
-    (path / 'state.json').write_text(json.dumps(state))
+    (path / 'state.json').write_text(json.dumps(checkpoint.sealed(state)))
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda state: state['config'].update(net='wrn16_1'), 'another training: its net is wrn16_1, here it is wrn10_1'),
-    (lambda state: state.pop('config'), 'is of another training'),
+    (lambda state: state['config'].update(net='wrn16_1'), 'disagree: net is wrn16_1 there and wrn10_1 here'),
+    (lambda state: state.pop('config'), 'does not say what it was trained with'),
+    (lambda state: state['config'].update(new_key=1), 'does not say what it was trained with .*new_key.*: upgrade'),
+    (lambda state: state.update(steps=4), 'holds the checkpoint of step 4 of epoch 1: give it back its name'),
     (lambda state: state.update(data='0' * 64), 'the images of digits are not those'),
     (lambda state: state.pop('best_epoch'), "lacks 'best_epoch': remove it"),
     (lambda state: state.update(format=99), 'written by a newer version'),
-    (lambda state: state.update(format=1), 'can be evaluated, not resumed'),
+    (lambda state: state.update(format=1), 'written by an older version'),
 ])
 def test_a_checkpoint_of_something_else_is_refused(stopped, change, message):
     edit(last(stopped), change)
     with pytest.raises(FailedError, match=message):
         resume(stopped)
-    assert not (stopped.path / 'lock').exists()
+    assert (stopped.path / 'lock').read_text() == ''
 
 
 def test_metrics_that_were_changed_are_noticed(tmp_path):
@@ -221,7 +282,10 @@ def test_metrics_that_were_changed_are_noticed(tmp_path):
         train(tiny(), tmp_path / 'run')
     run = RunDirectory.open(tmp_path / 'run')
     (run.path / 'metrics.jsonl').unlink()
-    with pytest.raises(FailedError, match='metrics.jsonl has 0 rows where the checkpoint is of epoch 1'):
+    with pytest.raises(FailedError, match='metrics.jsonl does not have the rows of epochs 1 to 1, where'):
+        resume(run)
+    (run.path / 'metrics.jsonl').write_text('{"epoch": 1, "tra')
+    with pytest.raises(FailedError, match='was changed or damaged'):
         resume(run)
 
 
@@ -239,6 +303,6 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     run = RunDirectory.open(tmp_path / 'run')
     assert checkpoint.epochs(run.checkpoints) == [1]
-    assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp') or path.name == 'lock']
+    assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp')]
     resume(run)
     assert_equal_runs(train(tiny(), tmp_path / 'whole')[0], run)
