@@ -109,7 +109,7 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
             self.conv = nn.Conv2D(channels - self.value_channels, kernel_size, strides, kernel_size // 2,
                                   use_bias=False, in_channels=in_channels)
             # Glorot's uniform weights, the reference code's (Keras's) default. He's, which convolutions have, are larger
-            # and sharpen the softmax: the gradient of a new aa_resnet34's stem was 35 times resnet34's; now it is 5 times
+            # and sharpen the softmax: the gradient in a new aa_resnet34's stem was 35 times resnet34's; now it is 5
             self.qkv = nn.Conv2D(2 * self.key_channels + self.value_channels, 1, strides, use_bias=False,
                                  in_channels=in_channels, weight_initializer=mx.init.Xavier())
             self.projection = nn.Conv2D(self.value_channels, 1, use_bias=False, in_channels=self.value_channels,

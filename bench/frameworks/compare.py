@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument('--tensorflow', required=True, help="Python of TensorFlow's environment")
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'])
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=8)
+    parser.add_argument('--warm-up', type=int, default=8, help='steps before the clock starts')
+    parser.add_argument('--steps', type=int, default=8, help='steps a round')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--json', type=pathlib.Path, help='where to write the figures')
@@ -42,7 +43,7 @@ def main() -> None:
                 print(f'{dtype} round {number + 1}: {name} {results[-1]["images_per_second"]:.1f}', flush=True)
         report([result for result in results if result['dtype'] == dtype])
     if options.json:
-        about = {'rounds': options.rounds, 'steps': options.steps, 'threads': options.threads,
+        about = {'rounds': options.rounds, 'warm_up': options.warm_up, 'steps': options.steps, 'threads': options.threads,
                  'cpu': machine.cpu_model()}
         options.json.write_text(json.dumps({**about, 'results': results}, indent=1) + '\n')
 
@@ -50,6 +51,7 @@ def main() -> None:
 def one(name: str, python: str, dtype: str, options: Any) -> Dict[str, Any]:
     """The figures of one loop, in a process of its own."""
     command = [python, str(HERE / f'{name}_loop.py'), '--dtype', dtype, '--steps', str(options.steps),
+               '--warm-up', str(options.warm_up),
                '--batch-size', str(options.batch_size), '--threads', str(options.threads)]
     environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', 'OMP_NUM_THREADS': str(options.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
