@@ -108,8 +108,8 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
         with self.name_scope():
             self.conv = nn.Conv2D(channels - self.value_channels, kernel_size, strides, kernel_size // 2,
                                   use_bias=False, in_channels=in_channels)
-            # Glorot's uniform weights, the reference code's (Keras's) default. He's, which convolutions have, are larger
-            # and sharpen the softmax: the gradient in a new aa_resnet34's stem was 35 times resnet34's; now it is 5
+            # Glorot's uniform weights, the reference code's (Keras's) default. He's, which convolutions have, are
+            # larger and sharpen the softmax: a new aa_resnet34's stem had 35 times resnet34's gradient, and has 5 now
             self.qkv = nn.Conv2D(2 * self.key_channels + self.value_channels, 1, strides, use_bias=False,
                                  in_channels=in_channels, weight_initializer=mx.init.Xavier())
             self.projection = nn.Conv2D(self.value_channels, 1, use_bias=False, in_channels=self.value_channels,

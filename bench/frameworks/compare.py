@@ -43,8 +43,8 @@ def main() -> None:
                 print(f'{dtype} round {number + 1}: {name} {results[-1]["images_per_second"]:.1f}', flush=True)
         report([result for result in results if result['dtype'] == dtype])
     if options.json:
-        about = {'rounds': options.rounds, 'warm_up': options.warm_up, 'steps': options.steps, 'threads': options.threads,
-                 'cpu': machine.cpu_model()}
+        about = {'rounds': options.rounds, 'warm_up': options.warm_up, 'steps': options.steps,
+                 'threads': options.threads, 'cpu': machine.cpu_model()}
         options.json.write_text(json.dumps({**about, 'results': results}, indent=1) + '\n')
 
 
