@@ -1,4 +1,6 @@
 """Every test starts from the same seeds and ends with MXNet idle: an asynchronous error shows where it was made."""
+import signal
+
 import gluon_aa  # noqa: F401  before MXNet
 
 import numpy as np
@@ -13,6 +15,14 @@ def seeded_and_idle():
     mx.random.seed(0)
     yield
     mx.nd.waitall()
+
+
+@pytest.fixture(autouse=True)
+def heeding_signals():
+    """Whatever the shell that started the tests lets its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

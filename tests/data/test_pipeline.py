@@ -184,7 +184,9 @@ def test_a_generator_that_was_never_started_has_no_thread():
     items.close()
 
 
-@pytest.mark.parametrize('ending', ['', 'raise SystemExit(0)', 'import _thread; _thread.interrupt_main(); input()'])
+@pytest.mark.parametrize('ending', [
+    '', 'raise SystemExit(0)',
+    'import os, signal; signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), 2); input()'])
 def test_the_interpreter_ends_in_the_midst_of_prefetching(ending):
     code = ('import itertools, sys, numpy as np\n'
             f'sys.path[:] = {sys.path!r}\n'

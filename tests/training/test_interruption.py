@@ -8,6 +8,13 @@ import pytest
 from gluon_aa.training.interruption import StopRequest
 
 
+def test_ignored_signals_stay_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal is None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_handlers_are_given_back_and_a_second_signal_acts_at_once():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
