@@ -169,6 +169,13 @@ def import_mxnet() -> Any:
         raise FailedError(f'{" ".join(wheels) or "mxnet"} is installed but does not load: {error}{hint}') from error
 
 
+def sees_gpus() -> bool:
+    """Whether MXNet is built for GPUs and there is one."""
+    mx = import_mxnet()
+    # some builds without CUDA have no working count
+    return bool(mx.runtime.Features().is_enabled('CUDA') and mx.context.num_gpus() > 0)
+
+
 def prepare() -> Tuple[Threads, bool, List[str]]:
     """Set threads and their waiting and add names, before MXNet; warns where MXNet came first."""
     mxnet_was_first = 'mxnet' in sys.modules

@@ -1,4 +1,4 @@
-"""The two errors that end a command with one line: exit code 2 or 1."""
+"""The two errors that end a command with one line, exit code 2 or 1, and the notice that does not."""
 import difflib
 from typing import Iterable
 
@@ -9,6 +9,10 @@ class UsageError(ValueError):
 
 class FailedError(RuntimeError):
     """The work failed, or the machine lacks what it needs."""
+
+
+class Notice(UserWarning):
+    """What a user should know although the work goes on; the command line shows it as one line."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:

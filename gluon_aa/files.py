@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed. And the cache's place."""
 import contextlib
 import hashlib
 import json
@@ -46,3 +46,8 @@ def sha256(path: pathlib.Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache(kind: str) -> pathlib.Path:
+    """The directory for what can be made anew: $XDG_CACHE_HOME/gluon-aa/<kind>, ~/.cache by default."""
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'gluon-aa' / kind

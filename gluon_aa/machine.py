@@ -98,6 +98,12 @@ def cpu_instructions(root: pathlib.Path = pathlib.Path('/')) -> Dict[str, bool]:
     return {flag: flag in flags for flag in _FLAGS_THAT_MATTER}
 
 
+def all_cpu_instructions(root: pathlib.Path = pathlib.Path('/')) -> List[str]:
+    """Every feature that the kernel lists of this CPU, sorted; ARM calls them so, too."""
+    info = _cpuinfo(root)
+    return sorted(info.get('flags', info.get('Features', '')).split())
+
+
 def _cpuinfo(root: pathlib.Path) -> Dict[str, str]:
     try:
         text = (root / 'proc/cpuinfo').read_text()

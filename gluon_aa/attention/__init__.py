@@ -6,30 +6,57 @@ and 3.2. For a query at pixel i = (iy, ix) and a key at j = (jy, jx), with d key
     logits[i, j] = (q_i.k_j + q_i.rel_w[jx - ix + W - 1] + q_i.rel_h[jy - iy + H - 1]) / sqrt(d)
     output[i]    = sum_j softmax_j(logits[i, j]) v_j
 """
-from typing import Any, Callable, Dict, Tuple
+import functools
+import warnings
+from typing import Any, Callable, Dict, Optional, Tuple
 
-from gluon_aa.attention import folded, reference
-from gluon_aa.errors import UsageError, unknown
+from gluon_aa import compat
+from gluon_aa.attention import folded, native, reference
+from gluon_aa.errors import FailedError, Notice, UsageError, unknown
 
 #: Backend name -> the function that implements it.
 BACKENDS: Dict[str, Callable[..., Any]] = {
     'reference': reference.attend,
     'folded': folded.attend,
+    'native': native.attend,
 }
 
 #: What `attention_backend` may be.
 BACKEND_NAMES: Tuple[str, ...] = ('auto', *BACKENDS)
 
 
-def resolve_backend(name: str) -> str:
+def resolve_backend(name: str, on_gpus: Optional[bool] = None) -> str:
     """The backend that `name` stands for: `auto` is the fastest one that runs here.
 
+    That is `native` on CPUs where it can be built, which is done now if it never was, and `folded` elsewhere.
+
+    Args:
+        on_gpus: whether it is to run on GPUs; None where that is not known: then yes where MXNet sees any.
+
     Raises:
-        UsageError: `name` is not in `BACKEND_NAMES`.
+        UsageError: `name` is not in `BACKEND_NAMES`; `native` on GPUs.
+        FailedError: `native` where it cannot be built.
     """
     if name not in BACKEND_NAMES:
         raise unknown('attention backend', name, BACKEND_NAMES)
-    return 'folded' if name == 'auto' else name
+    if name == 'native' and on_gpus:
+        raise UsageError('attention backend native is for CPUs: on GPUs choose folded, tiled or auto')
+    if name == 'native' and native.unavailable():
+        raise FailedError(f'attention backend native cannot be used: {native.unavailable()}')
+    if name != 'auto':
+        return name
+    if on_gpus is None:
+        on_gpus = compat.sees_gpus()
+    return 'folded' if on_gpus or _native_is_missing() else 'native'
+
+
+@functools.lru_cache(maxsize=None)
+def _native_is_missing() -> bool:
+    """Whether `native` cannot be used here; says why, once."""
+    why = native.unavailable()
+    if why:
+        warnings.warn(f'attention is computed by the slower backend folded: {why}', Notice, stacklevel=2)
+    return why is not None
 
 
 def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,

@@ -15,6 +15,7 @@ from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 
+from gluon_aa import files
 from gluon_aa.data.source import Notice
 
 INDEX = 'index.json'
@@ -29,8 +30,7 @@ class Entry(NamedTuple):
 
 def directory() -> pathlib.Path:
     """Where entries lie."""
-    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return pathlib.Path(home).expanduser() / 'gluon-aa' / 'datasets'
+    return files.cache('datasets')
 
 
 def make_key(*parts: object) -> str:
