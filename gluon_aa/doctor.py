@@ -14,6 +14,8 @@ from gluon_aa import compat, machine
 
 PACKAGES = ('numpy', 'gluoncv', 'scikit-learn', 'matplotlib', 'click', 'PyYAML', 'tqdm', 'tabulate')
 PROBE_SECONDS = 120
+#: Compiling included.
+NATIVE_PROBE_SECONDS = 900
 
 _PROBE = """
 import json
@@ -21,10 +23,24 @@ from gluon_aa import compat
 from gluon_aa.errors import FailedError
 try:
     mx = compat.import_mxnet()
-    # some builds without CUDA have no working count
-    gpus = mx.context.num_gpus() if mx.runtime.Features().is_enabled('CUDA') else 0
+    gpus = mx.context.num_gpus() if compat.sees_gpus() else 0
     found = {'version': mx.__version__, 'path': mx.libinfo.find_lib_path()[0], 'gpus': gpus, 'error': None,
              'features': sorted(name for name, feature in mx.runtime.Features().items() if feature.enabled)}
+except FailedError as error:
+    found = {'error': str(error)}
+print('PROBE' + json.dumps(found))
+"""
+
+_NATIVE_PROBE = """
+import json
+from gluon_aa.errors import FailedError
+try:
+    from gluon_aa.attention import native
+    from gluon_aa.attention.native import build, check
+    native.load()
+    difference = check.largest_difference()
+    found = {'path': str(build.library()), 'difference': difference,
+             'error': None if difference < check.TOLERANCE else 'its results are not those of the reference'}
 except FailedError as error:
     found = {'error': str(error)}
 print('PROBE' + json.dumps(found))
@@ -42,6 +58,10 @@ _TRAPS: Tuple[Tuple[Callable[[Dict[str, Any]], bool], str], ...] = (
      'MXNet was built for CUDA but sees no GPU: is the driver loaded, and CUDA_VISIBLE_DEVICES not empty?'),
     (lambda found: not any(found['cpu']['instructions'].get(name) for name in ('avx512_bf16', 'amx_bf16')),
      'this CPU has no bfloat16 instructions: bfloat16 would be slower than float32'),
+    (lambda found: bool(found['native_attention']['error']) and not found['mxnet']['error'],
+     'native attention cannot be used here: CPUs compute attention by the slower backend folded'),
+    (lambda found: found['native_attention'].get('difference') is not None and bool(found['native_attention']['error']),
+     'native attention is wrong here: say --attention-backend folded, and please report this output'),
     (lambda found: not found['mxnet'].get('gpus'),
      'MXNet has no float16 on CPUs'),
     (lambda found: not found['mxnet']['error'],
@@ -56,7 +76,7 @@ def examine() -> Dict[str, Any]:
     found: Dict[str, Any] = {
         'gluon_aa': _version('gluon-aa'), 'python': platform.python_version(), 'platform': platform.platform(),
         'packages': {name: _version(name) for name in PACKAGES}, 'mxnet_wheels': compat.installed_wheels(),
-        'mxnet': probe_mxnet(), 'threads': compat.THREADS._asdict(),
+        'mxnet': probe_mxnet(), 'native_attention': probe_native(), 'threads': compat.THREADS._asdict(),
         'waiting_set': compat.WAITING_SET, 'names_added': compat.ADDED_NAMES,
         'cpu': {'model': machine.cpu_model(), 'usable_cpus': len(machine.usable_cpus()),
                 'physical_cores': machine.physical_cores(), 'cgroup_limit': machine.cgroup_cpu_limit(),
@@ -68,19 +88,29 @@ def examine() -> Dict[str, Any]:
 
 def probe_mxnet() -> Dict[str, Any]:
     """MXNet's version, library, features and GPUs, from a process of its own; or `error`."""
+    return _probe(_PROBE, PROBE_SECONDS, 'loading MXNet')
+
+
+def probe_native() -> Dict[str, Any]:
+    """Where the attention compiled for this CPU lies, built if need be, and its largest `difference` from the
+    reference; or `error`."""
+    return _probe(_NATIVE_PROBE, NATIVE_PROBE_SECONDS, 'checking native attention')
+
+
+def _probe(code: str, seconds: float, what: str) -> Dict[str, Any]:
     # the same modules as here, wherever they were found
-    code = f'import sys; sys.path[:] = {sys.path!r}\n{_PROBE}'
+    code = f'import sys; sys.path[:] = {sys.path!r}\n{code}'
     try:
         done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=PROBE_SECONDS, check=False,
+                              universal_newlines=True, timeout=seconds, check=False,
                               env=compat.users_environment())
     except subprocess.TimeoutExpired:
-        return {'error': f'loading MXNet took longer than {PROBE_SECONDS} s'}
+        return {'error': f'{what} took longer than {seconds} s'}
     for line in done.stdout.splitlines():
         if line.startswith('PROBE'):
             return dict(json.loads(line[len('PROBE'):]))
     last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
-    return {'error': f'loading MXNet ended the process with code {done.returncode}: {last}'}
+    return {'error': f'{what} ended the process with code {done.returncode}: {last}'}
 
 
 def _version(name: str) -> Optional[str]:
@@ -128,6 +158,13 @@ def rows(found: Dict[str, Any]) -> List[Tuple[str, str]]:
         result += [('MXNet', f'{mxnet["version"]} ({mxnet["path"]})'),
                    ('features', ', '.join(mxnet['features'])),
                    ('GPUs', str(mxnet['gpus']))]
-    result += [('NVIDIA driver', found['nvidia_driver'] or 'none')]
+    result += [('native attention', _of_native(found['native_attention'])),
+               ('NVIDIA driver', found['nvidia_driver'] or 'none')]
     result += [(f'data set {name}', where or 'absent') for name, where in found['datasets'].items()]
     return result + [('trap' if number == 0 else '', text) for number, text in enumerate(found['traps'])]
+
+
+def _of_native(native: Dict[str, Any]) -> str:
+    if native['error']:
+        return f'CANNOT BE USED: {native["error"]}'
+    return f'{native["path"]}, within {native["difference"]:.0e} of the reference'

@@ -77,6 +77,39 @@ def gradients(qkv, rel_h, rel_w, head_gradient, *, num_heads, key_channels, valu
     return np.concatenate(packed, axis=1), d_rel_h, d_rel_w
 
 
+def attend_and_gradients(qkv, rel_h, rel_w, head_gradient, *, num_heads, key_channels, value_channels):
+    """[output, gradients of qkv, rel_h, rel_w] (the latter two where there are any), as `attend` and `gradients` have
+    them, by whole arrays: for maps of hundreds of pixels. test_oracle.py holds it against the loops."""
+    qkv, d_out = np.asarray(qkv, np.float64), np.asarray(head_gradient, np.float64)
+    batch, _, height, width = qkv.shape
+    q, k, v = (x.reshape(batch, num_heads, height * width, -1)
+               for x in _heads(qkv, num_heads, key_channels, value_channels))
+    d_out = d_out.reshape(batch, num_heads, -1, height * width).swapaxes(2, 3)
+    scale = 1 / np.sqrt(key_channels // num_heads)
+    y, x = np.divmod(np.arange(height * width), width)
+    vectors = np.zeros((height * width, height * width, q.shape[3]))  # of each query and key: their offset's
+    if rel_h is not None:
+        offset_h, offset_w = y - y[:, None] + height - 1, x - x[:, None] + width - 1
+        vectors += np.asarray(rel_h, np.float64)[offset_h] + np.asarray(rel_w, np.float64)[offset_w]
+    logits = scale * (q @ k.swapaxes(2, 3) + np.einsum('bnid,ijd->bnij', q, vectors))
+    weights = np.exp(logits - logits.max(axis=3, keepdims=True))
+    weights /= weights.sum(axis=3, keepdims=True)
+    d_weights = d_out @ v.swapaxes(2, 3)
+    d_logits = scale * weights * (d_weights - (weights * d_weights).sum(axis=3, keepdims=True))
+    gradients = [d_logits @ k + np.einsum('bnij,ijd->bnid', d_logits, vectors),
+                 d_logits.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ d_out]
+
+    def packed(x):
+        return x.swapaxes(2, 3).reshape(batch, -1, height, width)
+    results = [packed(weights @ v), np.concatenate([packed(x) for x in gradients], axis=1)]
+    if rel_h is not None:
+        d_vectors = np.einsum('bnij,bnid->ijd', d_logits, q)
+        for table, offset in ((rel_h, offset_h), (rel_w, offset_w)):
+            results.append(np.zeros(np.shape(table)))
+            np.add.at(results[-1], offset, d_vectors)
+    return results
+
+
 def finite_differences(function, x, step=1e-6):
     """Central differences of the scalar `function` at the float64 array `x`."""
     result = np.zeros_like(x)

@@ -1,13 +1,14 @@
 """The command line: parsing and printing only. MXNet is imported by the commands that need it, when they run."""
 import sys
 import traceback
+import warnings
 from typing import Any
 
 import click
 
 import gluon_aa
 from gluon_aa.cli import bench, data, doctor, evaluate, models, train
-from gluon_aa.errors import FailedError, UsageError, reason
+from gluon_aa.errors import FailedError, Notice, UsageError, reason
 
 INTERRUPTED = 130
 
@@ -45,6 +46,10 @@ def _one_line(error: Exception) -> str:
 def main(ctx: click.Context, debug: bool) -> None:
     """Attention-augmented convolutional networks on MXNet / Gluon: train, evaluate, inspect."""
     ctx.obj = {'debug': debug}
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, category, *rest: (
+        click.echo(f'Note: {message}', err=True) if issubclass(category, Notice) else show(message, category, *rest))
+    ctx.call_on_close(lambda: setattr(warnings, 'showwarning', show))
 
 
 def _accept_debug(command: click.Command) -> None:

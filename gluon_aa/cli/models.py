@@ -47,8 +47,11 @@ def show(net: str, classes: int, input_size: Tuple[int, int], in_channels: int, 
          **options: Any) -> None:
     """Layers of NET with sizes, parameters and FLOPs (2 x multiply-adds, one image forward)."""
     from gluon_aa.models import get_model
+    from gluon_aa.models.registry import GLUONCV_PREFIX
     from gluon_aa.models.summary import summarize
     options = {key: value for key, value in options.items() if value is not None}
+    if not net.startswith(GLUONCV_PREFIX):
+        options.setdefault('attention_backend', 'folded')  # all count the same, and auto might have to compile one
     summary = summarize(get_model(net, classes, input_size=input_size, **options), input_size, in_channels)
     printer(json_path)(_table(net, summary))
     write_result(json_path, {'net': net, 'classes': classes, **summary})

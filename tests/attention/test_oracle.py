@@ -20,6 +20,16 @@ def test_gradients_are_those_of_finite_differences(position):
     assert relative_error(found, oracle.finite_differences(loss, inputs[position])) < 1e-8
 
 
+@pytest.mark.parametrize('relative', [True, False])
+def test_whole_arrays_compute_what_loops_do(relative):
+    qkv, head_gradient = np.random.randn(2, 14, 3, 4), np.random.randn(2, 6, 3, 4)
+    tables = [np.random.randn(5, 2), np.random.randn(7, 2)] if relative else [None, None]
+    wanted = [oracle.attend(qkv, *tables, **CHANNELS), *oracle.gradients(qkv, *tables, head_gradient, **CHANNELS)]
+    found = oracle.attend_and_gradients(qkv, *tables, head_gradient, **CHANNELS)
+    for actual, expected in zip(found, wanted[:len(found)]):
+        assert relative_error(actual, expected) < 1e-12
+
+
 def test_equal_logits_average_the_values():
     qkv = np.random.randn(2, 14, 3, 4)
     qkv[:, :4] = 0  # queries of 0: every logit is 0

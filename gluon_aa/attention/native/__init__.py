@@ -8,12 +8,17 @@
 Beside its output the operator keeps one number per query and head for the backward pass, and works in scratch memory
 that grows with H*W.
 """
+import ctypes
 import functools
+import pathlib
 from typing import Any, Optional
 
 from gluon_aa import compat
 from gluon_aa.attention.native import build
 from gluon_aa.errors import FailedError, UsageError, reason
+
+
+OPERATOR = 'gluon_aa_attention'
 
 
 @functools.lru_cache(maxsize=None)
@@ -25,9 +30,21 @@ def load() -> None:
     """
     mx, path = compat.mx, build.library()  # not imported above: the names of backends are asked for without MXNet
     try:
-        mx.library.load(str(path), verbose=False)
+        _register(mx, path)
     except mx.base.MXNetError as error:
         raise FailedError(f'MXNet cannot load {path}: {reason(error)}; remove it, and it is built anew') from error
+
+
+def _register(mx: Any, path: pathlib.Path) -> None:
+    """What mx.library.load does, for this one operator: that makes the functions of all operators anew, in one second,
+    and so undoes what AMP did to them: a network would go on in float32 without a word."""
+    base = mx.base
+    base.check_call(base._LIB.MXLoadLib(base.c_str(str(path)), base.mx_uint(0)))
+    handle = base.OpHandle()
+    base.check_call(base._LIB.NNGetOpHandle(base.c_str(OPERATOR), ctypes.byref(handle)))
+    for module, make in ((mx.nd, mx.nd.register._make_ndarray_function),
+                         (mx.sym, mx.sym.register._make_symbol_function)):
+        setattr(module, OPERATOR, make(handle, OPERATOR, OPERATOR))
 
 
 @functools.lru_cache(maxsize=None)
@@ -47,7 +64,7 @@ def attend(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int,
     inputs = [qkv] if rel_h is None else [qkv, rel_h, rel_w]
     if F is compat.mx.nd and qkv.context.device_type != 'cpu':
         raise UsageError(f'attention backend native is for CPUs and qkv is on {qkv.context}: choose folded or tiled')
-    output, _ = F.gluon_aa_attention(
+    output, _ = getattr(F, OPERATOR)(
         *(_owned(F, x) for x in inputs), num_heads=num_heads, key_channels=key_channels, value_channels=value_channels,
         height=height, width=width, relative=int(rel_h is not None))
     return output  # (B, value_channels, H, W)
@@ -57,7 +74,7 @@ def _owned(F: Any, x: Any) -> Any:
     """`x` in float32, as an array that nothing else reads or adds gradients to.
 
     MXNet does not tell a library's operator to add to a gradient (`grad_req='add'`): it would overwrite it. `identity`
-    adds for it. Neither it nor `amp_cast` costs memory or time in a compiled graph, unless `x` is the graph's own input.
-    Can go when tests/attention/test_native.py passes without.
+    adds for it. Neither it nor `amp_cast` costs memory or time in a compiled graph, unless `x` is the graph's own
+    input. Can go when tests/attention/test_native.py passes without.
     """
     return F.amp_cast(F.identity(x), dtype='float32')

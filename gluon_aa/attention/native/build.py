@@ -77,7 +77,7 @@ def ingredients() -> Dict[str, Any]:
     command = compiler()
     path = shutil.which(command[0])
     if path is None:
-        raise FailedError(f'there is no C++ compiler ({command[0]}): install one (g++ 9 or newer, or clang), '
+        raise FailedError(f'there is no C++ compiler ({command[0]}): install one, such as g++, '
                           'or name it in CXX')
     return {
         'sources': {name: files.sha256(HERE / name) for name in (*SOURCES, *HEADERS)},
@@ -113,8 +113,9 @@ def _build(entry: pathlib.Path, about: Dict[str, Any]) -> None:
     try:
         new = temporary / 'new'
         new.mkdir(mode=0o700)
-        _output([*compiler(), *about['flags'], f'-I{HERE}', f'-I{package / "include" / "mxnet"}',
-                 f'-I{package / "include"}', *(str(HERE / name) for name in SOURCES), str(package / 'src' / 'lib_api.cc'),
+        include = package / 'include'
+        _output([*compiler(), *about['flags'], f'-I{HERE}', f'-I{include}', f'-I{include / "mxnet"}',
+                 *(str(HERE / name) for name in SOURCES), str(package / 'src' / 'lib_api.cc'),
                  '-o', str(new / LIBRARY)], time_limit=TIME_LIMIT)
         (new / LIBRARY).chmod(0o700)
         files.sync(new / LIBRARY)
@@ -137,15 +138,16 @@ def _output(command: List[str], time_limit: float) -> str:
                                    universal_newlines=True, errors='replace', start_new_session=True)
     except OSError as error:
         raise FailedError(f'cannot start the compiler {command[0]}: {error.strerror}') from error
-    try:
-        output, _ = process.communicate(timeout=time_limit)
-    except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise FailedError(f'the compiler {command[0]} was not done after {time_limit:g} s and was killed') from None
-        raise
+    with process:
+        try:
+            output, _ = process.communicate(timeout=time_limit)
+        except BaseException as error:  # an interruption, too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise FailedError(
+                f'the compiler {command[0]} was not done after {time_limit:g} s and was killed') from None
     if process.returncode:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         said = next((line for line in lines if 'error' in line), (lines or ['it said nothing'])[-1])
@@ -175,5 +177,3 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
