@@ -2,7 +2,7 @@
 import math
 from typing import Any, Optional, Tuple
 
-from gluon_aa.attention import relative_attention, resolve_backend
+from gluon_aa.attention import DEFAULT_TILE, check_tile, relative_attention, resolve_backend
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 
@@ -72,6 +72,7 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
         relative: learn relative position embeddings `rel_h` (2H-1, d) and `rel_w` (2W-1, d).
         attention_pool: p; 1 for attention on the map itself.
         attention_backend: see `gluon_aa.attention.BACKEND_NAMES`.
+        tile: queries a tile of the backend `tiled`.
 
     Inputs: (B, in_channels, strides*H, strides*W). Outputs: (B, channels, H, W).
 
@@ -83,19 +84,20 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
                  in_channels: int = 0, num_heads: int = 8, key_ratio: float = 0.2, value_ratio: float = 0.1,
                  min_key_channels_per_head: int = 20, key_channels: Optional[int] = None,
                  value_channels: Optional[int] = None, relative: bool = True, attention_pool: int = 1,
-                 attention_backend: str = 'auto', **kwargs: Any) -> None:
+                 attention_backend: str = 'auto', tile: int = DEFAULT_TILE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if kernel_size % 2 == 0:
             raise UsageError(f'kernel_size={kernel_size} must be odd')
         if min(*map_size, strides, attention_pool) < 1:
             raise UsageError(f'map_size={map_size}, strides={strides}, attention_pool={attention_pool} '
                              'must be at least 1')
+        check_tile(tile)
         self.map_size = map_size
         self.attention_pool = attention_pool
         self.attention_size = tuple(math.ceil(size / attention_pool) for size in map_size)  # (H, W) attention works on
         self.num_heads = num_heads
         self.relative = relative
-        self.attention_backend = resolve_backend(attention_backend)
+        self.attention_backend, self.tile = resolve_backend(attention_backend), tile
         self.key_channels, self.value_channels = resolve_channels(
             channels, num_heads=num_heads, key_ratio=key_ratio, value_ratio=value_ratio,
             min_key_channels_per_head=min_key_channels_per_head, key_channels=key_channels,
@@ -136,7 +138,7 @@ class AttentionAugmentedConv2D(nn.HybridBlock):
         height, width = self.attention_size
         return relative_attention(F, qkv, rel_h, rel_w, height=height, width=width, num_heads=self.num_heads,
                                   key_channels=self.key_channels, value_channels=self.value_channels,
-                                  attention_backend=self.attention_backend)
+                                  attention_backend=self.attention_backend, tile=self.tile)
 
     def _project(self, F: Any, attended: Any) -> Any:
         attended = self.projection(attended)

@@ -11,13 +11,15 @@ import warnings
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from gluon_aa import compat
-from gluon_aa.attention import folded, native, reference
+from gluon_aa.attention import folded, native, reference, tiled
+from gluon_aa.attention.tiled import DEFAULT_TILE
 from gluon_aa.errors import FailedError, Notice, UsageError, unknown
 
 #: Backend name -> the function that implements it.
 BACKENDS: Dict[str, Callable[..., Any]] = {
     'reference': reference.attend,
     'folded': folded.attend,
+    'tiled': tiled.attend,
     'native': native.attend,
 }
 
@@ -59,8 +61,15 @@ def _native_is_missing() -> bool:
     return why is not None
 
 
+def check_tile(tile: int) -> None:
+    """Raise UsageError where a tile would hold no query."""
+    if tile < 1:
+        raise UsageError(f'tile={tile} must be at least 1 query; one of H*W or more is the whole map')
+
+
 def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,
-                       key_channels: int, value_channels: int, attention_backend: str = 'auto') -> Any:
+                       key_channels: int, value_channels: int, attention_backend: str = 'auto',
+                       tile: int = DEFAULT_TILE) -> Any:
     """Multi-head self-attention over the pixels of a map, with 2-D relative position embeddings.
 
     Paper symbols: N_h is `num_heads`, d_k `key_channels`, d_v `value_channels` (both over all heads). The
@@ -74,18 +83,22 @@ def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int,
         height: H. width: W. In pixels.
         num_heads: divides both `key_channels` and `value_channels`.
         attention_backend: one of `BACKEND_NAMES`; all give the same result.
+        tile: queries a tile of the backend `tiled`; of no meaning to the others.
 
     Returns:
         (B, value_channels, H, W).
 
     Raises:
-        UsageError: channels that don't divide by the heads, one table without the other, unknown backend.
+        UsageError: channels that don't divide by the heads, one table without the other, unknown backend,
+            a tile below 1.
     """
     if key_channels % num_heads or value_channels % num_heads:
         raise UsageError(f'{key_channels} key and {value_channels} value channels must both divide by '
                          f'{num_heads} heads')
     if (rel_h is None) != (rel_w is None):
         raise UsageError('rel_h and rel_w come together: give both, or None for both')
-    return BACKENDS[resolve_backend(attention_backend)](
-        F, qkv, rel_h, rel_w, height=height, width=width, num_heads=num_heads,
-        key_channels=key_channels, value_channels=value_channels)
+    check_tile(tile)
+    backend = resolve_backend(attention_backend)
+    options = {'tile': tile} if backend == 'tiled' else {}
+    return BACKENDS[backend](F, qkv, rel_h, rel_w, height=height, width=width, num_heads=num_heads,
+                             key_channels=key_channels, value_channels=value_channels, **options)

@@ -3,7 +3,7 @@
 With q' = [q, a_h, a_w] and k' = [k, onehot(jy), onehot(jx)], q'_i.k'_j = q_i.k_j + a_h[i, jy] + a_w[i, jx]:
 one product of depth d + H + W gives all logits, and only it and its softmax are heads x (H*W)^2.
 """
-from typing import Any
+from typing import Any, Tuple
 
 from gluon_aa.attention.heads import relative_logits, split_heads
 
@@ -11,6 +11,18 @@ from gluon_aa.attention.heads import relative_logits, split_heads
 def attend(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,
            key_channels: int, value_channels: int) -> Any:
     """See `gluon_aa.attention.relative_attention`."""
+    q, k, v = fold(F, qkv, rel_h, rel_w, height=height, width=width, num_heads=num_heads,
+                   key_channels=key_channels, value_channels=value_channels)
+    output = attend_folded(F, q, k, v)  # (B*heads, d_v, N)
+    return F.reshape(output, shape=(-1, value_channels, height, width))  # (B, value_channels, H, W)
+
+
+def fold(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,
+         key_channels: int, value_channels: int) -> Tuple[Any, Any, Any]:
+    """q' (B*heads, N, d + H + W), k' (B*heads, d + H + W, N) and v (B*heads, d_v, N) of the packed map `qkv`.
+
+    Without relative tables q' and k' are the queries and keys themselves, of depth d.
+    """
     q, k, v = split_heads(F, qkv, height=height, width=width, num_heads=num_heads,
                           key_channels=key_channels, value_channels=value_channels)
     if rel_h is not None:
@@ -19,9 +31,13 @@ def attend(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int,
         rows, columns = _position_indicators(F, qkv, height, width)
         q = F.concat(q, a_h, a_w, dim=2)  # (B*heads, N, d + H + W)
         k = F.concat(k, _for_each_head(F, rows, k), _for_each_head(F, columns, k), dim=1)  # (B*heads, d + H + W, N)
-    weights = F.softmax(F.batch_dot(q, k), axis=-1)  # (B*heads, N, N)
-    output = F.batch_dot(v, weights, transpose_b=True)  # (B*heads, d_v, N)
-    return F.reshape(output, shape=(-1, value_channels, height, width))  # (B, value_channels, H, W)
+    return q, k, v
+
+
+def attend_folded(F: Any, q: Any, k: Any, v: Any) -> Any:
+    """Some queries (B*heads, T, D) over all keys (B*heads, D, N) and values (B*heads, d_v, N): (B*heads, d_v, T)."""
+    weights = F.softmax(F.batch_dot(q, k), axis=-1)  # (B*heads, T, N)
+    return F.batch_dot(v, weights, transpose_b=True)  # (B*heads, d_v, T)
 
 
 def _position_indicators(F: Any, feature_map: Any, height: int, width: int) -> Any:

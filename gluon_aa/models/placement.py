@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
+from gluon_aa.attention import DEFAULT_TILE
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError, unknown
 from gluon_aa.layers import AttentionAugmentedConv2D
@@ -98,6 +99,7 @@ class Augmentation:
     relative: bool = True
     attention_pool: Optional[int] = None  # of the first augmented stage, which has the largest maps; None: 1
     attention_backend: str = 'auto'
+    tile: int = DEFAULT_TILE
 
     def convolutions(self, sites: Sequence[Site], seed: str) -> 'Convolutions':
         """What makes the 3x3 convolutions of a network that has these sites."""
