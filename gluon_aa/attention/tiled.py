@@ -21,16 +21,18 @@ def attend(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int,
         q, k, v = fold(F, qkv, rel_h, rel_w, height=height, width=width, num_heads=num_heads,
                        key_channels=key_channels, value_channels=value_channels)
         outputs = _in_tiles(F, q, k, v, height * width, tile)
-    # these two are not marked: the gradient of a marked concatenation reads the outputs of all tiles computed again,
-    # and with them all their weights are there at once
-    output = F.concat(*outputs, dim=2) if len(outputs) > 1 else outputs[0]  # (B*heads, d_v, N)
-    return F.reshape(output, shape=(-1, value_channels, height, width))  # (B, value_channels, H, W)
+    with recomputed(False):
+        # the gradient of a marked concatenation reads the outputs of all tiles computed again, and with them all their
+        # weights would be there at once
+        output = F.concat(*outputs, dim=2) if len(outputs) > 1 else outputs[0]  # (B*heads, d_v, N)
+        return F.reshape(output, shape=(-1, value_channels, height, width))  # (B, value_channels, H, W)
 
 
-def recomputed() -> Any:
-    """Within this context, nodes of a symbol are marked: the executor computes them again in the backward pass."""
+def recomputed(wanted: bool = True) -> Any:
+    """Within this context, nodes of a symbol are marked: the executor computes them again in the backward pass, or not.
+    """
     from gluon_aa.compat import mx  # here, as the names of backends are asked for where MXNet is not needed
-    return mx.AttrScope(force_mirroring='True')
+    return mx.AttrScope(force_mirroring=str(wanted))
 
 
 def _in_tiles(F: Any, q: Any, k: Any, v: Any, pixels: int, tile: int) -> List[Any]:

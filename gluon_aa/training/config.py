@@ -12,6 +12,8 @@ import yaml
 from gluon_aa import attention
 from gluon_aa.errors import UsageError, unknown
 
+MEMORY_MODES = ('auto', 'speed', 'recompute')
+RECOMPUTE = ('attention', 'blocks')
 DTYPES = ('float32', 'bfloat16', 'float16')
 OPTIMIZERS = ('sgd', 'nag', 'adam')
 SCHEDULES = ('constant', 'step', 'cosine', 'one-cycle', 'seed-resnet34', 'seed-wrn', 'seed-warmup-cosine')
@@ -53,7 +55,8 @@ def parse_interval(text: str) -> Interval:
 
 
 #: Keys that a resumed training may change: where it runs and what it keeps, not what it is.
-RESUMABLE = ('data_dir', 'allow_unverified', 'gpus', 'cpus', 'kvstore', 'checkpoint_every', 'keep_checkpoints')
+RESUMABLE = ('data_dir', 'allow_unverified', 'gpus', 'cpus', 'kvstore', 'checkpoint_every', 'keep_checkpoints',
+             'attention_backend', 'tile', 'memory_mode', 'recompute')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,15 @@ class TrainConfig:
     min_key_channels_per_head: Optional[int] = _key(None, 'Fewest key channels a head.', minimum=1)
     relative: bool = _key(True, 'Relative position embeddings.')
     attention_backend: str = _key('auto', 'How attention is computed.', choices=attention.BACKEND_NAMES)
+    tile: Optional[int] = _key(
+        None, f'Queries a tile of the attention backend tiled; {attention.DEFAULT_TILE}, or on GPUs the largest that '
+        'fits, by default.', minimum=1)
+    memory_mode: str = _key(
+        'auto', 'speed: keep what the backward pass needs; recompute: compute part of it again, in less memory; auto: '
+        'recompute only on GPUs, and where the other does not fit.', choices=MEMORY_MODES)
+    recompute: str = _key(
+        'attention', 'What memory mode recompute computes again: the attention of backend tiled; blocks: all but the sums '
+        'that residual blocks end with (on CPUs).', choices=RECOMPUTE)
     dropout: Optional[float] = _key(None, 'Dropout inside the blocks of wrn* networks.', minimum=0, below=1)
     stem: Optional[str] = _key(None, 'First layers of resnet* networks: cifar or imagenet.')
     batch_size: int = _key(128, 'Images a step, over all devices.', minimum=1)
@@ -112,7 +124,8 @@ class TrainConfig:
     def model_options(self) -> Dict[str, Any]:
         """The options of `get_model` that were asked for."""
         options = {name: getattr(self, name) for name in (
-            'placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'dropout', 'stem')}
+            'placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'tile', 'dropout',
+            'stem')}
         options = {name: value for name, value in options.items() if value is not None}
         if not self.relative:
             options['relative'] = False

@@ -1,8 +1,9 @@
-"""One training step and one evaluation, on one device or several."""
+"""One training step and one evaluation, on one device or several: what all engines share, and the hybridized one."""
+import contextlib
 import dataclasses
 import math
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -69,13 +70,17 @@ class StepResult:
         return loss, sum(int(correct.asscalar()) for correct in self.corrects)
 
 
-class HybridizedEngine:
-    """Gluon's compiled graph (CachedOp) with gradients summed over the devices by kvstore.
+Part = Tuple[Any, Any]  # images and labels on a device
+
+
+class Engine:
+    """A network on its devices, with gradients summed over them by kvstore. Subclasses say how it is run.
 
     Args:
         net: not initialised.
         mean, std: what broadcasts against (C, H, W).
         image_shape: (C, H, W).
+        config: with its automatic choices made.
         devices: MXNet contexts; a batch is divided among them.
     """
 
@@ -88,9 +93,20 @@ class HybridizedEngine:
         self._fix_shapes(image_shape)
         if config.dtype == 'bfloat16':
             precision.even_channels(net)
-        if config.hybridize:
-            self.classifier.hybridize(static_alloc=True, static_shape=True)
+        self._compile()
         self._trainer = self._make_trainer()
+
+    def _compile(self) -> None:
+        """Get ready to run, as far as that does not depend on the batch size."""
+        raise NotImplementedError
+
+    def _gradients(self, parts: Sequence[Part]) -> Tuple[List[Any], List[Any]]:
+        """Leave each device's gradients in its parameters; returns its sum of losses and its correct predictions."""
+        raise NotImplementedError
+
+    def _correct(self, part: Part) -> Any:
+        """The number of correct predictions, as evaluated: with running statistics and without dropout."""
+        raise NotImplementedError
 
     def _fix_shapes(self, image_shape: Tuple[int, int, int]) -> None:
         """Run one image through, so that every weight is drawn now, right after seeding."""
@@ -120,13 +136,7 @@ class HybridizedEngine:
 
     def train_step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> StepResult:
         """One update from images (B, C, H, W) uint8 and labels (B,) int32, B at least 1; returns without waiting."""
-        result = StepResult([], [])
-        with mx.autograd.record():
-            for part in self._divide(images, labels):
-                loss, correct = self.classifier(*part)
-                result.losses.append(loss)
-                result.corrects.append(correct)
-            self._backward(result.losses)
+        result = StepResult(*self._gradients(list(self._divide(images, labels))))
         for device in self.devices[len(result.losses):]:  # a last batch with fewer images than devices
             self._clear_gradients(device)
         self._trainer.set_learning_rate(learning_rate)
@@ -145,12 +155,11 @@ class HybridizedEngine:
             mx.nd.multi_all_finite(*some, num_arrays=len(some), init_output=False, out=flag)
         return flag
 
-    def _backward(self, losses: List[Any]) -> None:
+    def _scaled(self, losses: List[Any]) -> ContextManager[List[Any]]:
+        """`losses`, or their gradients, times float16's loss scale, which the trainer then divides by."""
         if self.config.dtype != 'float16':
-            mx.autograd.backward(losses)
-            return
-        with precision.amp().scale_loss(losses, self._trainer) as scaled:
-            mx.autograd.backward(scaled)
+            return contextlib.nullcontext(losses)
+        return precision.amp().scale_loss(losses, self._trainer)  # type: ignore[no-any-return]
 
     def _clear_gradients(self, device: Any) -> None:
         for parameter in self._trainable().values():
@@ -226,18 +235,35 @@ class HybridizedEngine:
         total = 0
         pending: List[StepResult] = []
         for images, labels in batches:
-            outputs = [self.classifier(*part) for part in self._divide(images, labels)]
-            pending.append(StepResult([], [correct for _, correct in outputs]))
+            pending.append(StepResult([], [self._correct(part) for part in self._divide(images, labels)]))
             if len(pending) > 2:  # keep the engine busy, but not arbitrarily far ahead
                 total += pending.pop(0).read()[1]
         return total + sum(result.read()[1] for result in pending)
 
-    def _divide(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Tuple[Any, Any]]:
+    def _divide(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Part]:
         """The batch's parts on their devices, their sizes as equal as can be; none is empty."""
         parts = zip(np.array_split(images, len(self.devices)), np.array_split(labels, len(self.devices)))
         for (x, y), device in zip(parts, self.devices):
             if len(y):
                 yield mx.nd.array(x, ctx=device, dtype='uint8'), mx.nd.array(y, ctx=device, dtype='int32')
+
+
+class HybridizedEngine(Engine):
+    """Gluon's compiled graph (CachedOp), or eager operators where `hybridize` is off. What is fastest."""
+
+    def _compile(self) -> None:
+        if self.config.hybridize:
+            self.classifier.hybridize(static_alloc=True, static_shape=True)
+
+    def _gradients(self, parts: Sequence[Part]) -> Tuple[List[Any], List[Any]]:
+        with mx.autograd.record():
+            losses, corrects = map(list, zip(*(self.classifier(*part) for part in parts)))
+            with self._scaled(losses) as scaled:
+                mx.autograd.backward(scaled)
+        return losses, corrects
+
+    def _correct(self, part: Part) -> Any:
+        return self.classifier(*part)[1]
 
 
 def _flat(state: Any) -> List[Any]:
