@@ -51,6 +51,8 @@ def _in_tiles(F: Any, q: Any, k: Any, v: Any, pixels: int, tile: int) -> List[An
         return [attend_folded(F, q, k, v)]
     half = tile * ((math.ceil(pixels / tile) + 1) // 2)
     # split, whose gradient is a concatenation; slices would be padded with zeros and summed
-    parts = zip(F.split_v2(q, (half,), axis=1), (half, pixels - half))
-    return [output for part, count in parts
-            for output in _in_tiles(F, *F.amp_multicast(part, k, v, num_outputs=3), count, tile)]
+    outputs = []
+    for part, count in zip(F.split_v2(q, (half,), axis=1), (half, pixels - half)):
+        joined_q, joined_k, joined_v = F.amp_multicast(part, k, v, num_outputs=3)
+        outputs += _in_tiles(F, joined_q, joined_k, joined_v, count, tile)
+    return outputs

@@ -67,7 +67,7 @@ class _Report:
         self.echo(f'{config.net} on {config.dataset} in {config.dtype}: {facts["parameters"]:,} parameters, '
                   f'{facts["train_images"]:,} training images, {facts["steps_per_epoch"]} steps an epoch')
         self.echo(f'batch of {config.batch_size} on {", ".join(devices)}, '
-                  f'{config.batch_size / len(devices):g} a device')
+                  f'{config.batch_size / len(devices):g} a device; {facts["how_computed"]}')
         self.echo(f'run directory: {run.path}')
 
     def on_epoch(self, row: Dict[str, Any]) -> None:

@@ -92,8 +92,8 @@ class TrainConfig:
         'auto', 'speed: keep what the backward pass needs; recompute: compute part of it again, in less memory; auto: '
         'recompute only on GPUs, and where the other does not fit.', choices=MEMORY_MODES)
     recompute: str = _key(
-        'attention', 'What memory mode recompute computes again: the attention of backend tiled; blocks: all but the sums '
-        'that residual blocks end with (on CPUs).', choices=RECOMPUTE)
+        'attention', 'What memory mode recompute computes again: the attention of backend tiled; blocks: all but the '
+        'sums that residual blocks end with (on CPUs).', choices=RECOMPUTE)
     dropout: Optional[float] = _key(None, 'Dropout inside the blocks of wrn* networks.', minimum=0, below=1)
     stem: Optional[str] = _key(None, 'First layers of resnet* networks: cifar or imagenet.')
     batch_size: int = _key(128, 'Images a step, over all devices.', minimum=1)

@@ -6,17 +6,14 @@ import pathlib
 import time
 from typing import Any, Callable, Deque, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
 
-from gluon_aa import compat
 from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.machine import cpu_model
-from gluon_aa.models import get_model, placement
-from gluon_aa.training import checkpoint, precision
+from gluon_aa.training import checkpoint
+from gluon_aa.training.assembly import build_engine, circumstances, differ, for_evaluation, how_computed, words
 from gluon_aa.training.checkpoint import Position
 from gluon_aa.training.config import RESUMABLE, TrainConfig, load, override, parse_interval, parse_size
-from gluon_aa.training.devices import resolve_devices
-from gluon_aa.training.engine import HybridizedEngine, StepResult
+from gluon_aa.training.engine import Engine, StepResult
 from gluon_aa.training.interruption import Interrupted, StopRequest
 from gluon_aa.training.progress import Progress
 from gluon_aa.training.schedules import Schedule
@@ -57,20 +54,7 @@ def load_data(config: TrainConfig, on_notice: Optional[Callable[[str], None]] = 
                         normalization=config.normalization, on_progress=on_notice)
 
 
-def build_engine(config: TrainConfig, dataset: Dataset) -> HybridizedEngine:
-    """The network of `config` for the images of `dataset`, initialised, on its devices."""
-    precision.use(config.dtype, on_gpus=bool(config.gpus))
-    devices = resolve_devices(config.gpus, config.cpus)
-    if config.batch_size < len(devices):
-        raise UsageError(f'batch_size={config.batch_size} must be at least the number of devices, {len(devices)}')
-    net = get_model(config.net, len(dataset.classes), input_size=dataset.input_size, **config.model_options())
-    if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and placement.is_augmented(net):
-        raise FailedError(f"MXNet's OpenBLAS hangs on attention on several CPU devices with more than one thread each: "
-                          f'set OMP_NUM_THREADS=1 (it is {compat.THREADS.number}), or use one device')
-    return HybridizedEngine(net, dataset.mean, dataset.std, (dataset.channels, *dataset.input_size), config, devices)
-
-
-def accuracy(engine: HybridizedEngine, split: Split, batch_size: int,
+def accuracy(engine: Engine, split: Split, batch_size: int,
              watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> float:
     """Fraction of `split` that is classified right; its batches pass through `watch`."""
     return engine.count_correct(watch(evaluation_batches(split, batch_size))) / len(split)
@@ -138,7 +122,7 @@ class _Parts(NamedTuple):
     dataset: Dataset
     batches: TrainingBatches
     schedule: Schedule
-    engine: HybridizedEngine
+    engine: Engine
 
 
 def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
@@ -149,7 +133,8 @@ def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
     batches = TrainingBatches(dataset.train, config.batch_size, config.seed,
                               crop_padding=dataset.crop_padding if config.data_augmentation else 0,
                               flip=dataset.flip and config.data_augmentation, last_batch=config.last_batch)
-    return _Parts(dataset, batches, Schedule(config, len(batches)), build_engine(config, dataset))
+    return _Parts(dataset, batches, Schedule(config, len(batches)),
+                  build_engine(config, dataset, reporter.on_notice))
 
 
 def _check_config(path: pathlib.Path, config: TrainConfig) -> None:
@@ -181,9 +166,10 @@ def _restore(path: pathlib.Path, parts: _Parts, reporter: Reporter) -> Progress:
     if data != parts.dataset.fingerprint:
         raise FailedError(f'the images of {parts.dataset.name} are not those that {path} was trained with: '
                           'name their place with --data-dir')
-    if machine != _machine(engine):
-        reporter.on_notice(f'not bit for bit what it would have been: it was on {_words(machine)}, '
-                           f'and is on {_words(_machine(engine))}')
+    present = circumstances(engine)
+    if differ(machine, present):
+        reporter.on_notice(f'not bit for bit what it would have been: it was on {words(machine)}, '
+                           f'and is on {words(present)}')
     _check_best(path.parent, progress, reporter)
     reporter.on_notice(f'going on after {progress.position}')
     return progress
@@ -203,17 +189,6 @@ def _check_best(directory: pathlib.Path, progress: Progress, reporter: Reporter)
     reporter.on_notice(f'the best checkpoint, {lost}, is missing or damaged: {best} the best in its place')
 
 
-def _machine(engine: HybridizedEngine) -> Row:
-    """What decides in which order numbers are summed."""
-    return {'devices': [str(device) for device in engine.devices], 'threads': compat.THREADS.number,
-            'cpu': cpu_model(), 'mxnet': compat.mx.__version__}
-
-
-def _words(machine: Row) -> str:
-    return (f'{", ".join(machine["devices"])} with {machine["threads"]} threads of {machine["cpu"]}, '
-            f'MXNet {machine["mxnet"]}')
-
-
 class _Training:
     """The state of one training, and its three nested spans: all, an epoch, a step."""
 
@@ -228,9 +203,10 @@ class _Training:
     def run_all(self) -> Row:
         trainable = [p for p in self.engine.net.collect_params().values() if p.grad_req != 'null']
         parameters = sum(math.prod(parameter.shape) for parameter in trainable)
+        found = circumstances(self.engine)
         self.reporter.on_start(self.run, {
-            'parameters': parameters, 'devices': _machine(self.engine)['devices'],
-            'train_images': len(self.dataset.train), 'steps_per_epoch': len(self.batches)})
+            'parameters': parameters, 'train_images': len(self.dataset.train), 'steps_per_epoch': len(self.batches),
+            'how_computed': how_computed(found), **found})
         checkpoint.sweep(self.run.checkpoints)
         try:
             with self.stop:
@@ -324,7 +300,7 @@ class _Training:
 
     def _save(self, **more: Any) -> None:
         state = {
-            **dataclasses.asdict(self.progress), **more, 'machine': _machine(self.engine),
+            **dataclasses.asdict(self.progress), **more, 'machine': circumstances(self.engine),
             'data': self.dataset.fingerprint, 'classes': list(self.dataset.classes),
             'image_shape': [self.dataset.channels, *self.dataset.input_size], 'config': self.config.values()}
         arrays = {**self.engine.state(), 'data/mean': self.dataset.mean, 'data/std': self.dataset.std}
@@ -351,7 +327,7 @@ class _Training:
             'test_accuracy': test_accuracy, 'val_accuracy': self.progress.best_val_accuracy,
             'best_epoch': self.progress.best_epoch, 'epochs': self.config.epochs, 'parameters': parameters,
             'seconds': self.progress.seconds, 'net': self.config.net, 'dataset': self.config.dataset,
-            'dtype': self.config.dtype, 'seed': self.config.seed, **_machine(self.engine)}
+            'dtype': self.config.dtype, 'seed': self.config.seed, **circumstances(self.engine)}
         self.run.write_result(result)
         return result
 
@@ -372,7 +348,7 @@ def evaluate(run: RunDirectory, split: str = 'test', which: str = 'best', **over
                           'data that it was trained with, --data-dir')
     # normalised as it was in training, whatever images are there now
     dataset = dataclasses.replace(dataset, mean=arrays['data/mean'], std=arrays['data/std'])
-    engine = build_engine(config, dataset)
+    engine = build_engine(for_evaluation(config), dataset)
     checkpoint.load_parameters(path, engine.net, engine.devices)
     images: Split = getattr(dataset, split)
     return {'accuracy': accuracy(engine, images, config.batch_size), 'images': len(images), 'split': split,

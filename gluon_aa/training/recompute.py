@@ -13,15 +13,15 @@ from gluon_aa.training.engine import Engine, Part
 
 MARK = '__force_mirroring__'
 
-#: What `recompute: blocks` keeps: the sums that residual blocks end with. All else is computed again from them, block by
-#: block. (Only batch norm and activations, which are cheap, would save nothing: a convolution that is not computed again
-#: has MXNet keep its input.)
+#: What `recompute: blocks` keeps: the sums that residual blocks end with. All else is computed again from them, block
+#: by block. Batch norm and activations alone, which are cheap, would save nothing: MXNet keeps the input of a
+#: convolution that is not computed again.
 KEPT = ('null', 'elemwise_add')
 
 #: While binding. MXNet reuses a buffer for what is up to 16 times smaller, so that a map's is held by something small
 #: while another map comes: with 2 the plan of aa_wrn28_10 is smaller at every batch size and tile that was tried.
-#: And no fusing of operators, which is for inference and announced on standard error.
-_BINDING = {'NNVM_EXEC_MATCH_RANGE': '2', 'MXNET_SUBGRAPH_BACKEND': 'NONE', 'MXNET_SUBGRAPH_VERBOSE': '0'}
+#: And MXNet need not say on standard error that it could fuse operators, were it for inference.
+_BINDING = {'NNVM_EXEC_MATCH_RANGE': '2', 'MXNET_SUBGRAPH_VERBOSE': '0'}
 
 
 def trace(classifier: Any, recompute: str = 'attention') -> Any:

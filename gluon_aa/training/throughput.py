@@ -105,7 +105,8 @@ def child() -> None:
 def measure(config: TrainConfig, protocol: Protocol) -> List[Row]:
     """The rows of one configuration, in this process. A step is the trainer's own, from a batch in host memory."""
     from gluon_aa.compat import mx
-    from gluon_aa.training.loop import build_engine, load_data
+    from gluon_aa.training.assembly import build_engine
+    from gluon_aa.training.loop import load_data
     dataset = load_data(config)
     engine = build_engine(config, dataset)
     chosen = np.arange(config.batch_size) % len(dataset.train)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from gluon_aa import compat
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.training import checkpoint, devices, loop
@@ -88,7 +89,7 @@ def test_a_network_of_gluoncv_trains_on_two_devices(tmp_path):
 
 
 def test_attention_on_several_cpu_devices_is_refused_where_it_would_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.compat, 'THREADS', loop.compat.Threads(2, 'made up'))
+    monkeypatch.setattr(compat, 'THREADS', compat.Threads(2, 'made up'))
     with pytest.raises(FailedError, match=r'set OMP_NUM_THREADS=1 \(it is 2\), or use one device'):
         train(tiny(cpus=2), tmp_path / 'run')
 

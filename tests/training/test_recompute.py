@@ -107,7 +107,7 @@ def planned(engine):
 
 def test_blocks_computed_again_take_less_memory():
     attention, blocks = (planned(make(RecomputeEngine, 'wrn10_4', recompute=what))
-                           for what in ('attention', 'blocks'))
+                         for what in ('attention', 'blocks'))
     assert blocks < 0.75 * attention
 
 

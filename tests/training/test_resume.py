@@ -30,18 +30,18 @@ def stop_after(step, number=signal.SIGTERM, at='train_step'):
     """A signal in the `step`-th call of an engine's method."""
     @contextlib.contextmanager
     def patch():
-        calls, original = [], getattr(loop.HybridizedEngine, at)
+        calls, original = [], getattr(loop.Engine, at)
 
         def counted(self, *args):
             calls.append(1)
             if len(calls) == step:
                 os.kill(os.getpid(), number)
             return original(self, *args)
-        setattr(loop.HybridizedEngine, at, counted)
+        setattr(loop.Engine, at, counted)
         try:
             yield
         finally:
-            setattr(loop.HybridizedEngine, at, original)
+            setattr(loop.Engine, at, original)
     return patch()
 
 
@@ -62,8 +62,11 @@ def assert_equal_runs(run, other):
 
 @pytest.mark.parametrize('keys', [
     {}, {'optimizer': 'adam', 'dropout': 0.3}, {'cpus': 2, 'last_batch': 'keep'},
-    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'optimizer': 'sgd', 'hybridize': False}],
-    ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager'])
+    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'optimizer': 'sgd', 'hybridize': False},
+    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'attention_backend': 'tiled', 'tile': 9,
+     'memory_mode': 'recompute', 'recompute': 'blocks', 'dropout': 0.2, 'last_batch': 'keep'},
+    {'memory_mode': 'recompute', 'cpus': 2}],
+    ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager', 'recompute', 'recompute-two-devices'])
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, keys):
     config = tiny(**keys)
     whole, _ = train(config, tmp_path / 'whole')
@@ -124,8 +127,8 @@ def test_checkpoints_within_epochs_change_nothing_and_are_gone_back_to(tmp_path)
 def test_minutes_are_counted_from_the_last_checkpoint(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.time, 'monotonic', lambda: now[0])
-    original = loop.HybridizedEngine.train_step
-    monkeypatch.setattr(loop.HybridizedEngine, 'train_step',
+    original = loop.Engine.train_step
+    monkeypatch.setattr(loop.Engine, 'train_step',
                         lambda *args: (now.__setitem__(0, now[0] + 60), original(*args))[1])
     run, _ = train(tiny(epochs=1, checkpoint_every='4m', keep_checkpoints=100), tmp_path / 'run')
     assert checkpoint.positions(run.checkpoints) == [(0, 4), (0, 8), (1, 0)]
@@ -213,6 +216,29 @@ def test_another_number_of_devices_is_said(tmp_path):
     _, result = resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append), cpus=2)
     assert result['devices'] == ['cpu(0)', 'cpu(1)']
     assert 'not bit for bit what it would have been: it was on cpu(0) with' in heard[0]
+
+
+def test_another_way_to_compute_is_said(tmp_path):
+    with stop_after(5), pytest.raises(Interrupted):
+        train(tiny(epochs=1, net='aa_wrn10_1', num_heads=2, min_key_channels_per_head=4, attention_backend='folded'),
+              tmp_path / 'run')
+    heard, facts = [], []
+    _, result = resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append, lambda run, row: facts.append(row)),
+                       attention_backend='tiled', tile=20, memory_mode='recompute')
+    for found in (result, facts[0]):
+        assert (found['attention_backend'], found['tile'], found['memory_mode']) == ('tiled', 20, 'recompute')
+    assert 'attention folded, memory mode speed, and is on' in heard[0]
+    assert heard[0].endswith('attention tiled in tiles of 20, memory mode recompute')
+
+
+def test_circumstances_that_an_older_checkpoint_does_not_note_are_not_compared(tmp_path):
+    with stop_after(5), pytest.raises(Interrupted):
+        train(tiny(epochs=1), tmp_path / 'run')
+    run = RunDirectory.open(tmp_path / 'run')
+    edit(last(run), lambda state: [state['machine'].pop(key) for key in ('attention_backend', 'tile', 'memory_mode')])
+    heard = []
+    resume(run, Reporter(heard.append))
+    assert heard == ['going on after step 5 of epoch 1']
 
 
 def test_a_running_training_is_not_resumed(tmp_path):
