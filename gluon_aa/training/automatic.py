@@ -11,6 +11,7 @@ import numpy as np
 from gluon_aa.attention import DEFAULT_TILE, resolve_backend
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
+from gluon_aa.memory.plan import StepPlan, plan_step
 from gluon_aa.models import get_model
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training.config import TrainConfig
@@ -136,16 +137,20 @@ def apply(config: TrainConfig, candidate: Candidate) -> TrainConfig:
 
 def planned_bytes(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> int:
     """Bytes that a training step of `config`, its choices made, takes on each device."""
-    from gluon_aa.memory.plan import plan_step
+    made = plan(config, classes, image_shape)
+    return made.total if config.memory_mode == 'recompute' else round(
+        made.total + (HYBRIDIZED_MARGIN - 1) * made.graph)
+
+
+def plan(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> StepPlan:
+    """The plan of a training step of `config`, its choices made, by the executor's own accounts."""
     net = get_model(config.net, classes, input_size=image_shape[1:], **config.model_options())
     channels = np.zeros((image_shape[0], 1, 1))
     devices = len(config.gpus) or config.cpus
     states = 2 if config.optimizer == 'adam' else 1 if config.momentum else 0
     recompute = config.recompute if config.memory_mode == 'recompute' else None
-    plan = plan_step(Classifier(net, channels, channels + 1, config.label_smoothing), image_shape,
+    return plan_step(Classifier(net, channels, channels + 1, config.label_smoothing), image_shape,
                      -(-config.batch_size // devices), recompute=recompute, optimizer_states=states, devices=devices)
-    margin = HYBRIDIZED_MARGIN if recompute is None else 1.0
-    return round(plan.total + (margin - 1) * plan.graph)
 
 
 def free_bytes(gpu: int) -> int:

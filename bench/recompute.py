@@ -1,0 +1,149 @@
+"""Memory and time of a training step: recompute with tiled attention against hybridized networks that keep their maps.
+
+    python bench/recompute.py --json bench/results/recompute.json
+    python bench/recompute.py --net aa_wrn10_2 --batch-sizes 4 --measure 4 --steps 1 --repeats 2
+
+Planned bytes: MXNet's static plan and what lies around it (gluon_aa.memory.plan), without running anything. Measured, at
+the batch sizes of --measure: the peak of MXNet's storage profiler over whole steps, from the first allocation on, in one
+process, and the seconds of a step in another, in which nothing is profiled. Each way is measured in processes of its own.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Dict, List
+
+import numpy as np
+
+from gluon_aa import compat, machine
+from gluon_aa.compat import mx
+from gluon_aa.data import load_dataset
+from gluon_aa.training import automatic
+from gluon_aa.training.assembly import build_engine
+from gluon_aa.training.config import TrainConfig, load
+
+#: Keys of the configuration, and a name for them.
+WAYS: Dict[str, Dict[str, Any]] = {
+    'hybridized reference': {'attention_backend': 'reference', 'memory_mode': 'speed'},
+    'hybridized folded': {'attention_backend': 'folded', 'memory_mode': 'speed'},
+    'executor folded': {'attention_backend': 'folded', 'memory_mode': 'recompute'},
+    'recompute tiled': {'attention_backend': 'tiled', 'memory_mode': 'recompute'},
+    'recompute tiled, blocks': {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'recompute': 'blocks'},
+}
+
+
+def configuration(options: Any, way: str, batch_size: int) -> TrainConfig:
+    keys = {'net': options.net, 'dataset': 'synthetic', 'batch_size': batch_size, 'optimizer': 'nag',
+            'learning_rate': 1e-3, 'input_size': options.input_size, **WAYS[way]}
+    return load(None, {**keys, 'tile': options.tile} if 'tiled' in way and options.tile else keys)
+
+
+def planned(options: Any, way: str, batch_size: int) -> int:
+    """Bytes, without the margin that choices are made with."""
+    config = configuration(options, way, batch_size)
+    size = tuple(map(int, options.input_size.split('x')))
+    config = automatic.apply(config, automatic.candidates(config)[0])
+    return automatic.plan(config, 10, (3, *size)).total
+
+
+def measure(options: Any) -> Dict[str, Any]:
+    """One way in this process: the peak, or the seconds of a step."""
+    if options.what == 'peak':
+        start_profiler()
+    config = configuration(options, options.way, options.batch_size)
+    data = load_dataset('synthetic', input_size=tuple(map(int, options.input_size.split('x'))))
+    engine = build_engine(config, data)
+    chosen = np.arange(options.batch_size) % len(data.train)
+    images, labels = data.train.images[chosen], data.train.labels[chosen]
+    seconds: List[float] = []
+    for _ in range(options.repeats + 1):
+        begin = time.perf_counter()
+        for _ in range(options.steps):
+            loss, _ = engine.train_step(images, labels, 1e-3).read()
+        mx.nd.waitall()
+        seconds.append((time.perf_counter() - begin) / options.steps)
+    if options.what == 'peak':
+        return {'peak_bytes': read_peak(), 'loss': loss}
+    return {'seconds': statistics.median(seconds[1:]), 'fastest': min(seconds[1:]), 'slowest': max(seconds[1:]),
+            'threads': compat.THREADS.number}
+
+
+def start_profiler() -> None:
+    """Count every allocation from here on."""
+    mx.profiler.set_config(profile_memory=True, profile_symbolic=False, profile_imperative=False, profile_api=False,
+                           aggregate_stats=True, filename=str(pathlib.Path(tempfile.mkdtemp()) / 'profile.json'))
+    mx.profiler.set_state('run')
+
+
+def read_peak() -> int:
+    """The most bytes that were allocated at once."""
+    mx.nd.waitall()
+    rows = [line.split() for line in mx.profiler.dumps(reset=True, format='table').splitlines()
+            if line.startswith('Memory: cpu/0')]
+    return round(1000 * max(float(row[-2]) for row in rows))  # kB of 1000 bytes; columns end with max and average
+
+
+def in_a_process(options: Any, way: str, batch_size: int, what: str) -> Dict[str, Any]:
+    command = [sys.executable, __file__, '--net', options.net, '--input-size', options.input_size, '--steps',
+               str(options.steps if what == 'seconds' else 1), '--repeats',
+               str(options.repeats if what == 'seconds' else 2), '--way', way, '--what', what,
+               '--batch-size', str(batch_size)]
+    if options.tile:
+        command += ['--tile', str(options.tile)]
+    environment = {**compat.users_environment(), 'MXNET_CPU_TEMP_COPY': '1'}  # else four copies of the largest workspace
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, check=False)
+    if done.returncode:
+        return {'error': (done.stderr.strip().splitlines() or ['it said nothing'])[-1]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--net', default='aa_wrn28_10')
+    parser.add_argument('--input-size', default='32x32')
+    parser.add_argument('--batch-sizes', type=int, nargs='+', default=[8, 64], help='to plan')
+    parser.add_argument('--measure', type=int, nargs='*', default=[8], help='batch sizes to measure too')
+    parser.add_argument('--tile', type=int)
+    parser.add_argument('--steps', type=int, default=2, help='steps a repeat')
+    parser.add_argument('--repeats', type=int, default=5, help='after one that warms up')
+    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--way', choices=tuple(WAYS), help=argparse.SUPPRESS)  # the other process's end
+    parser.add_argument('--what', choices=('peak', 'seconds'), help=argparse.SUPPRESS)
+    parser.add_argument('--batch-size', type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options)))
+        return
+    rows = []
+    for batch_size in sorted({*options.batch_sizes, *options.measure}):
+        for way in WAYS:
+            row: Dict[str, Any] = {'way': way, 'batch_size': batch_size, 'planned_bytes': planned(options, way, batch_size)}
+            if batch_size in options.measure:
+                row.update(in_a_process(options, way, batch_size, 'peak'))
+                row.update(in_a_process(options, way, batch_size, 'seconds'))
+            rows.append(row)
+            print(describe(row, rows[-1 - list(WAYS).index(way)]), flush=True)
+    if options.json:
+        about = {'net': options.net, 'input_size': options.input_size, 'tile': options.tile or automatic.DEFAULT_TILE,
+                 'steps': options.steps, 'repeats': options.repeats, 'cpu': machine.cpu_model()}
+        options.json.write_text(json.dumps({**about, 'results': rows}, indent=1) + '\n')
+
+
+def describe(row: Dict[str, Any], first: Dict[str, Any]) -> str:
+    text = (f'batch {row["batch_size"]:3}  {row["way"]:24} planned {row["planned_bytes"] / 1e6:8.0f} MB '
+            f'({row["planned_bytes"] / first["planned_bytes"]:.2f})')
+    if 'peak_bytes' in row:
+        text += f'  measured peak {row["peak_bytes"] / 1e6:8.0f} MB ({row["peak_bytes"] / first["peak_bytes"]:.2f})'
+    if 'seconds' in row:
+        text += (f'  {row["seconds"]:.2f} s a step ({row["fastest"]:.2f} to {row["slowest"]:.2f}; '
+                 f'{row["seconds"] / first["seconds"]:.2f})')
+    return text + (f'  {row["error"]}' if 'error' in row else '')
+
+
+if __name__ == '__main__':
+    main()
