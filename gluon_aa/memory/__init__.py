@@ -1,1 +1,1 @@
-"""How much memory a training takes."""
+"""How much memory a training takes, planned and measured."""

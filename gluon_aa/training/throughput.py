@@ -2,28 +2,19 @@
 
 A process has one number format and one number of threads (see precision.py, compat.py), so one cannot measure two.
 """
-import ctypes
 import itertools
-import json
 import pathlib
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from gluon_aa import compat, files, machine
-from gluon_aa.errors import FailedError, reason
+from gluon_aa import compat, files, isolation, machine
+from gluon_aa.errors import FailedError
 from gluon_aa.training.config import TrainConfig, load
 
 PHASES = ('training', 'inference')
-
-_CHILD = 'from gluon_aa.training.throughput import child; child()'
-_MARK = 'MEASURED'
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 Row = Dict[str, Any]
 
@@ -58,7 +49,8 @@ def measure_all(configs: Sequence[TrainConfig], protocol: Protocol) -> Iterator[
         about = {'net': config.net, 'batch_size': config.batch_size, 'dtype': config.dtype,
                  'hybridized': config.hybridize, 'source': 'measured'}
         try:
-            found = _in_another_process(config, protocol)
+            found = isolation.call('gluon_aa.training.throughput:answer',
+                                   {'config': config.values(), 'protocol': protocol._asdict()}, protocol.time_limit)
         except FailedError as error:
             places = [f'gpu({gpu})' for gpu in config.gpus] or [f'cpu({cpu})' for cpu in range(config.cpus)]
             yield {**about, 'devices': places, 'phase': None, 'error': str(error)}
@@ -67,39 +59,12 @@ def measure_all(configs: Sequence[TrainConfig], protocol: Protocol) -> Iterator[
             yield {**about, **row}
 
 
-def _in_another_process(config: TrainConfig, protocol: Protocol) -> List[Row]:
-    # the same modules as here, wherever they were found
-    code = f'import sys; sys.path[:] = {sys.path!r}; {_CHILD}'
-    asked = json.dumps({'config': config.values(), 'protocol': protocol._asdict()})
-    try:
-        done = subprocess.run([sys.executable, '-c', code], input=asked, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True, timeout=protocol.time_limit, check=False,
-                              env=compat.users_environment())
-    except subprocess.TimeoutExpired:
-        raise FailedError(f'not done after {protocol.time_limit:g} s') from None
-    for line in done.stdout.splitlines():
-        if line.startswith(_MARK):
-            answer = json.loads(line[len(_MARK):])
-            if 'error' in answer:
-                raise FailedError(answer['error'])
-            return list(answer['rows'])
-    last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
-    raise FailedError(f'its process ended with code {done.returncode}: {last}')
-
-
-def child() -> None:
-    """Measure what standard input asks for and print it: the other process's end."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # ends with its parent, however that ends
-    asked = json.load(sys.stdin)
-    config = load(None, asked['config'])
-    protocol = Protocol(**asked['protocol'])
-    if not config.gpus:
-        compat.share_cores(config.cpus)
-    try:
-        answer: Row = {'rows': measure(config, protocol)}
-    except (ValueError, RuntimeError) as error:  # ours, and MXNet's
-        answer = {'error': reason(error)}
-    print(_MARK + json.dumps(answer), flush=True)
+def answer(config: Row, protocol: Row) -> List[Row]:
+    """`measure` as its own process is asked for it."""
+    loaded = load(None, config)
+    if not loaded.gpus:
+        compat.share_cores(loaded.cpus)
+    return measure(loaded, Protocol(**protocol))
 
 
 def measure(config: TrainConfig, protocol: Protocol) -> List[Row]:

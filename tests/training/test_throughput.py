@@ -1,6 +1,7 @@
 """How images/s are counted, and what becomes of a combination that ends badly."""
 import pytest
 
+from gluon_aa import isolation
 from gluon_aa.errors import UsageError
 from gluon_aa.training import throughput
 from gluon_aa.training.throughput import Protocol, combinations, measure_all
@@ -34,6 +35,6 @@ def test_combinations_are_all_and_checked():
     ('import time; time.sleep(60)', 0.5, 'not done after 0.5 s'),
 ])
 def test_a_process_that_crashes_or_hangs_is_a_row_with_an_error(monkeypatch, code, limit, message):
-    monkeypatch.setattr(throughput, '_CHILD', code)
+    monkeypatch.setattr(isolation, '_CHILD', code)
     row, = measure_all(combinations(**TINY), Protocol(time_limit=limit))
     assert row['error'] == message and row['devices'] == ['cpu(0)'] and 'images_per_second' not in row
