@@ -5,25 +5,13 @@ Read from the network's symbol, so nothing is initialised or computed, and gluon
 import math
 from typing import Any, Dict, Iterator, List, Tuple
 
+from gluon_aa.attention.cost import attention_flops
 from gluon_aa.compat import mx
 from gluon_aa.layers import AttentionAugmentedConv2D
 
 nn: Any = mx.gluon.nn
 
 Shape = Tuple[int, ...]
-
-
-def attention_flops(*, height: int, width: int, key_channels: int, value_channels: int, relative: bool) -> int:
-    """FLOPs (2 x multiply-adds) of the operator on one image, whatever backend computes it.
-
-    Logits and weighted values are (H*W)^2 products of depth key_channels and value_channels, all heads together;
-    each query's relative logits are H + W products of depth key_channels. The softmax is not counted.
-    """
-    pixels = height * width
-    products = pixels * pixels * (key_channels + value_channels)
-    if relative:
-        products += pixels * (height + width) * key_channels
-    return 2 * products
 
 
 def summarize(net: Any, input_size: Tuple[int, int], in_channels: int = 3) -> Dict[str, Any]:

@@ -22,7 +22,7 @@ Memory: gpu/11                          7           0.0000     1000101.3125     
 
 
 def allocations(device_id, kept, passing):
-    """[growth, bytes before] of an array that is kept and one that passes, beside one made before; numbers of float32."""
+    """[growth, bytes before] of an array that is kept and one that passes, beside one made before; in float32."""
     meter.start()
     device = mx.cpu(device_id)
     before = mx.nd.ones((kept,), ctx=device)
