@@ -68,8 +68,8 @@ def attention(map_sizes: Tuple[Tuple[int, int], ...], batch_sizes: Tuple[int, ..
     machine = f'{conditions["cpu"]}, {conditions["physical_cores"]} cores'
     if good:
         echo(_table(good))
-        echo(f'\nmedian of {repeats} after {warm_up}; extra memory, beyond inputs, output and their gradients: allocated '
-             f'by MXNet, and what the process grew by; {machine}, {good[0]["threads"]} threads')
+        echo(f'\nmedian of {repeats} after {warm_up}; extra memory beyond inputs, output and their gradients: '
+             f'allocated by MXNet, and what the process grew by; {machine}, {good[0]["threads"]} threads')
     if plot and good:
         measuring.draw(good, plot, f'Attention, {num_heads} heads, {key_channels} key channels; {machine}')
         echo(f'plot: {plot}')

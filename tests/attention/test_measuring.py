@@ -32,7 +32,7 @@ def test_extra_memory_of_the_reference_holds_its_maps():
     forward, both = measure_all([case], Protocol(warm_up=1, repeats=1, passes=('forward', 'forward+backward')))
     a_map = 4 * case.batch_size * case.num_heads * (case.height * case.width) ** 2
     assert a_map <= forward['storage_bytes'] < 2 * a_map
-    assert 2 * a_map <= both['storage_bytes'] < 6 * a_map
+    assert 2 * a_map <= both['storage_bytes'] < 8 * a_map
 
 
 def test_extra_memory_grows_with_the_batch():
