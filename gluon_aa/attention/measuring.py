@@ -149,7 +149,7 @@ def _ask(function: str, case: Case, protocol: Protocol, **arguments: Any) -> Row
 
 def time_passes(case: Row, passes: Sequence[str], warm_up: int, repeats: int) -> Row:
     """Seconds of each repeat of each pass, in this process."""
-    operator = _Running(Case(**case))
+    operator = Running(Case(**case))
     seconds = {}
     for pass_ in passes:
         for _ in range(warm_up):
@@ -166,8 +166,8 @@ def extra_bytes(case: Row, pass_: str) -> Row:
     meter.start()
     meter.return_freed_memory()
     wanted = Case(**case)
-    _Running(wanted._replace(height=2, width=2, batch_size=1)).run(pass_)
-    operator = _Running(wanted)
+    Running(wanted._replace(height=2, width=2, batch_size=1)).run(pass_)
+    operator = Running(wanted)
     with meter.storage(operator.device) as allocated, meter.resident() as held:
         for _ in range(MEMORY_RUNS):
             operator.run(pass_)
@@ -186,7 +186,7 @@ class _Operator(nn.HybridBlock):
         return relative_attention(F, qkv, rel_h, rel_w, **self.arguments)
 
 
-class _Running:
+class Running:
     """The operator of a case with its arrays: standard normal queries, keys and values, tables as new layers have."""
 
     def __init__(self, case: Case) -> None:
