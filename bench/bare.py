@@ -8,11 +8,12 @@ from gluon_aa.training.config import load
 from gluon_aa.training.optimizers import make_optimizer
 
 
-def make_step(dtype: str, images: Any, labels: Any, net_name: str = 'resnet34') -> Callable[[], None]:
+def make_step(dtype: str, images: Any, labels: Any, net_name: str = 'resnet34',
+              **model_options: Any) -> Callable[[], None]:
     """One step of Gluon's own loop, as a user would write it; images (B, C, H, W) float32, labels (B,), NumPy."""
     config = load(None, {'net': net_name, 'optimizer': 'sgd', 'momentum': 0.9, 'learning_rate': 0.01, 'dtype': dtype})
     precision.use(dtype, on_gpus=False)
-    net = get_model(net_name, classes=10, input_size=images.shape[2:])
+    net = get_model(net_name, classes=10, input_size=images.shape[2:], **model_options)
     net.initialize(mx.init.MSRAPrelu('in', 0))
     images, labels = mx.nd.array(images), mx.nd.array(labels)
     net(images[:1])  # fixes the shapes

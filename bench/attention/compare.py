@@ -4,9 +4,8 @@
     .venv/bin/python bench/attention/compare.py --pytorch torch/bin/python --json bench/results/attention.json
 
 PyTorch is given its best chance: every form in pytorch_forms.py, eager and through torch.compile, on plain and on
-channels_last maps, and with an allocator that keeps freed memory (`kept`: glibc otherwise returns every map to the
-kernel and faults it in again in the next step, which costs PyTorch up to half its time here). Forms are also run with
-the allocator as it comes (`stock`). Each is checked against the NumPy float64 oracle first.
+channels_last maps, with the C library's allocator as it comes (`stock`) and made to keep freed memory (`kept`; see
+bench/allocators.py), which saves PyTorch up to half its time here. Each is checked against the NumPy float64 oracle.
 
 First all variants of PyTorch run once, one by one (`qualifying`). The fastest of each pass, and the plain forms, then
 take turns with gluon-aa's backends: in every round each has a turn, and what else the machine does meets all of them.
@@ -28,10 +27,10 @@ from gluon_aa.attention import BACKENDS, measuring
 from gluon_aa.training.config import parse_size
 
 HERE = pathlib.Path(__file__).parent
-PASSES = ('forward', 'forward+backward')
+sys.path.append(str(HERE.parent))
+from allocators import ALLOCATORS  # noqa: E402
 
-#: glibc: never give memory back, no mapping of its own for a large block. PyTorch: huge pages (as madvise).
-ALLOCATORS = {'stock': {}, 'kept': {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(1 << 40)}}
+PASSES = ('forward', 'forward+backward')
 
 #: In the final whatever qualifying says: the forms that issue and paper name, as a user would write them.
 ALWAYS = ('pad-and-reshape', 'sdpa-bias', 'sdpa-folded-flash')
