@@ -62,6 +62,7 @@ def main() -> None:
                 failed[variant] = str(error)
                 print(f'{variant} failed: {error}', flush=True)
                 continue
+            row['version'] = row.pop('framework')  # 'MXNet 1.9.1'; the variant's own says which of the two
             results.append({**variant._asdict(), 'round': number, **row})
             print(f'round {number + 1}: {variant} {row["images_per_second"]:.2f} images/s', flush=True)
     storage = {}
