@@ -1,12 +1,11 @@
 """gluon-aa bench attention"""
-import inspect
 import pathlib
 from typing import Any, Dict, List, Optional, Tuple
 
 import click
 from tabulate import tabulate
 
-from gluon_aa.attention import BACKENDS, relative_attention
+from gluon_aa.attention import BACKENDS
 from gluon_aa.cli.lists import list_of
 from gluon_aa.cli.output import json_option, printer, writable, write_result
 from gluon_aa.errors import FailedError, UsageError, unknown
@@ -50,8 +49,6 @@ def attention(map_sizes: Tuple[Tuple[int, int], ...], batch_sizes: Tuple[int, ..
     for name in passes:
         if name not in measuring.PASSES:
             raise unknown('pass', name, measuring.PASSES)
-    if tile is not None and 'tile' not in inspect.signature(relative_attention).parameters:
-        raise UsageError('--tile: no backend here has tiles')
     if not backends or not passes:
         raise UsageError('there is nothing to measure: name at least one of each')
     cases = measuring.cases(map_sizes, batch_sizes, value_channels, backends, num_heads=num_heads,

@@ -30,7 +30,8 @@ def build_engine(config: TrainConfig, dataset: Dataset, on_notice: Optional[Call
     if choice.reason and on_notice:
         on_notice(f'{choice.candidate}: {choice.reason}')
     net = get_model(config.net, len(dataset.classes), input_size=dataset.input_size, **config.model_options())
-    if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and placement.is_augmented(net):
+    products = placement.is_augmented(net) and config.attention_backend != 'native'  # which are OpenBLAS's
+    if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and products:
         raise FailedError(f"MXNet's OpenBLAS hangs on attention on several CPU devices with more than one thread each: "
                           f'set OMP_NUM_THREADS=1 (it is {compat.THREADS.number}), or use one device')
     engine: Engine = ENGINES[config.memory_mode](net, dataset.mean, dataset.std, shape, config, devices)

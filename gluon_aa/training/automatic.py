@@ -67,9 +67,6 @@ def candidates(config: TrainConfig) -> List[Candidate]:
 
 def _check(config: TrainConfig) -> None:
     mode = config.memory_mode
-    if config.gpus and config.attention_backend == 'native':
-        raise UsageError('attention_backend native is for CPUs: on GPUs choose --attention-backend folded, tiled or '
-                         'auto')
     if mode == 'recompute' and not config.hybridize:
         raise UsageError('memory_mode recompute compiles the network, which hybridize: false forbids: leave out one')
     if mode == 'speed' and config.recompute != 'attention':
@@ -81,8 +78,8 @@ def _check(config: TrainConfig) -> None:
 
 def _backend(asked: str, mode: str, on_gpus: bool) -> str:
     if asked != 'auto':
-        return asked
-    best = 'folded' if on_gpus else resolve_backend('auto')
+        return resolve_backend(asked, on_gpus)
+    best = resolve_backend('auto', on_gpus)
     # native keeps no map anyway; of the others only tiled has something to compute again
     return 'tiled' if mode == 'recompute' and best != 'native' else best
 

@@ -1,6 +1,7 @@
 """One fused operator for CPUs, in C++: no map of logits is ever stored.
 
     kernel.h, kernel.cc   the mathematics, free of MXNet; begin here
+    products.h            the two kinds of products it is made of
     simd.h                vectors as wide as the CPU's
     operator.cc           the kernel as an operator of MXNet
     build.py              compiled once per machine, kept in a cache

@@ -25,7 +25,7 @@ from gluon_aa.errors import FailedError
 
 LIBRARY, ABOUT = 'attention.so', 'build.json'
 SOURCES = ('kernel.cc', 'operator.cc')
-HEADERS = ('kernel.h', 'simd.h')
+HEADERS = ('kernel.h', 'products.h', 'simd.h')
 FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fopenmp', '-fPIC', '-shared')
 #: Seconds that a compiler may take; it takes about ten.
 TIME_LIMIT = 600.0

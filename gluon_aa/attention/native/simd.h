@@ -40,14 +40,12 @@ inline Vector maximum(Vector x, Vector y) { return x > y ? x : y; }
 
 // 2^x for x up to 127, with a relative error of 1e-7; 0, or next to it, for any x below -126.
 inline Vector exp2(Vector x) {
-#ifdef __AVX512F__
-  const Vector whole = _mm512_mask_roundscale_ps(x, 0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
+#ifndef __AVX512F__
   x = maximum(x, broadcast(-126.0f));
+#endif
   const Vector shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
   const Vector shifted = x + shifter;
   const Vector whole = shifted - shifter;
-#endif
   const Vector part = x - whole;  // -1/2 to 1/2
   // minimax polynomial of 2^part through 1 at 0: relative error 9.1e-8 (Lawson's algorithm on 4,001 points)
   Vector power = broadcast(1.32647272525e-03f);
@@ -77,7 +75,8 @@ constexpr int merged_lane(int lane, int block, int offset) {
 
 template <int BLOCK, int... LANE>
 inline Vector merge(Vector x, Vector y, std::integer_sequence<int, LANE...>) {
-  return GLUON_AA_SHUFFLE(x, y, merged_lane(LANE, BLOCK, 0)...) + GLUON_AA_SHUFFLE(x, y, merged_lane(LANE, BLOCK, BLOCK)...);
+  return GLUON_AA_SHUFFLE(x, y, merged_lane(LANE, BLOCK, 0)...) +
+         GLUON_AA_SHUFFLE(x, y, merged_lane(LANE, BLOCK, BLOCK)...);
 }
 
 template <int BLOCK>
