@@ -3,9 +3,9 @@
     python bench/recompute.py --json bench/results/recompute.json
     python bench/recompute.py --net aa_wrn10_2 --batch-sizes 4 --measure 4 --steps 1 --repeats 2
 
-Planned bytes: MXNet's static plan and what lies around it (gluon_aa.memory.plan), without running anything. Measured, at
-the batch sizes of --measure: the peak of MXNet's storage profiler over whole steps, from the first allocation on, in one
-process, and the seconds of a step in another, in which nothing is profiled. Each way is measured in processes of its own.
+Planned bytes: MXNet's static plan and what lies around it (gluon_aa.memory.plan), without running anything. Measured,
+at the batch sizes of --measure: the peak of MXNet's storage profiler over whole steps, from the first allocation on, in
+one process, and the seconds of a step in another, in which nothing is profiled. Each way has processes of its own.
 """
 import argparse
 import json
@@ -94,7 +94,8 @@ def in_a_process(options: Any, way: str, batch_size: int, what: str) -> Dict[str
                '--batch-size', str(batch_size)]
     if options.tile:
         command += ['--tile', str(options.tile)]
-    environment = {**compat.users_environment(), 'MXNET_CPU_TEMP_COPY': '1'}  # else four copies of the largest workspace
+    # without it MXNet keeps up to four copies of the largest workspace
+    environment = {**compat.users_environment(), 'MXNET_CPU_TEMP_COPY': '1'}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           universal_newlines=True, check=False)
     if done.returncode:
@@ -122,7 +123,8 @@ def main() -> None:
     rows = []
     for batch_size in sorted({*options.batch_sizes, *options.measure}):
         for way in WAYS:
-            row: Dict[str, Any] = {'way': way, 'batch_size': batch_size, 'planned_bytes': planned(options, way, batch_size)}
+            row: Dict[str, Any] = {'way': way, 'batch_size': batch_size}
+            row['planned_bytes'] = planned(options, way, batch_size)
             if batch_size in options.measure:
                 row.update(in_a_process(options, way, batch_size, 'peak'))
                 row.update(in_a_process(options, way, batch_size, 'seconds'))

@@ -42,6 +42,21 @@ def test_every_key_is_a_flag():
     assert {f'--{name.replace("_", "-")}' for name in FIELDS} <= flags
 
 
+def test_memory_mode_and_tile(in_tmp_path):
+    result = invoke(*TINY, '--attention-backend', 'tiled', '--tile', 20, '--memory-mode', 'recompute', '--recompute',
+                    'blocks', '--json', 'result.json')
+    assert result.exit_code == 0, result.stderr
+    assert '64 a device; attention tiled in tiles of 20, memory mode recompute' in result.stdout
+    written = json.loads((in_tmp_path / 'result.json').read_text())
+    assert (written['attention_backend'], written['tile'], written['memory_mode']) == ('tiled', 20, 'recompute')
+    result = invoke('eval', in_tmp_path / written['run'], '--json', '-')
+    assert json.loads(result.stdout)['accuracy'] == written['test_accuracy']
+    for flags, message in ((('--tile', 0), 'tile: 0 must be at least 1'),
+                           (('--memory-mode', 'recompute', '--no-hybridize'), 'which hybridize: false forbids')):
+        result = invoke(*TINY, *flags)
+        assert result.exit_code == 2 and message in result.stderr
+
+
 def test_train_then_eval(in_tmp_path):
     result = invoke(*TINY, '--json', 'result.json')
     assert result.exit_code == 0, result.stderr

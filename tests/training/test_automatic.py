@@ -51,7 +51,7 @@ def test_contradictions_are_refused(keys, message):
 def test_native_on_gpus_is_refused(monkeypatch):
     native = config(gpus='0')
     object.__setattr__(native, 'attention_backend', 'native')  # whether or not it could be built here
-    with pytest.raises(UsageError, match='native is for CPUs: on GPUs choose --attention-backend folded, tiled or auto'):
+    with pytest.raises(UsageError, match='native is for CPUs: on GPUs choose --attention-backend folded, tiled'):
         candidates(native)
 
 
