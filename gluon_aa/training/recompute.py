@@ -19,7 +19,7 @@ MARK = '__force_mirroring__'
 KEPT = ('null', 'elemwise_add')
 
 #: While binding. MXNet reuses a buffer for what is up to 16 times smaller, so that a map's is held by something small
-#: while another map comes: with 2 the plan of aa_wrn28_10 is smaller at every batch size and tile that was tried.
+#: while another map comes. With 2 the plan of aa_wrn28_10 (tiles of 256, batch 8) is 603 MB instead of 936.
 #: And MXNet need not say on standard error that it could fuse operators, were it for inference.
 _BINDING = {'NNVM_EXEC_MATCH_RANGE': '2', 'MXNET_SUBGRAPH_VERBOSE': '0'}
 
