@@ -58,9 +58,10 @@ _TRAPS: Tuple[Tuple[Callable[[Dict[str, Any]], bool], str], ...] = (
      'MXNet was built for CUDA but sees no GPU: is the driver loaded, and CUDA_VISIBLE_DEVICES not empty?'),
     (lambda found: not any(found['cpu']['instructions'].get(name) for name in ('avx512_bf16', 'amx_bf16')),
      'this CPU has no bfloat16 instructions: bfloat16 would be slower than float32'),
-    (lambda found: bool(found['native_attention']['error']) and not found['mxnet']['error'],
+    (lambda found: bool(found['native_attention']['error']) and 'difference' not in found['native_attention']
+     and not found['mxnet']['error'],
      'native attention cannot be used here: CPUs compute attention by the slower backend folded'),
-    (lambda found: found['native_attention'].get('difference') is not None and bool(found['native_attention']['error']),
+    (lambda found: bool(found['native_attention']['error']) and 'difference' in found['native_attention'],
      'native attention is wrong here: say --attention-backend folded, and please report this output'),
     (lambda found: not found['mxnet'].get('gpus'),
      'MXNet has no float16 on CPUs'),

@@ -21,6 +21,20 @@ def test_what_is_found_here(found):
     assert any('float16' in trap for trap in found['traps'])
 
 
+def test_native_attention_is_compared_with_the_reference(found):
+    native = found['native_attention']
+    assert native['error'] is None and 0 < native['difference'] < 1e-5 and native['path'].endswith('.so')
+
+
+def test_without_a_compiler_all_else_is_reported(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    found = doctor.examine()
+    assert 'there is no C++ compiler (no-such-compiler)' in found['native_attention']['error']
+    assert found['mxnet']['error'] is None
+    assert any('native attention cannot be used here' in trap for trap in found['traps'])
+    assert ('native attention', f'CANNOT BE USED: {found["native_attention"]["error"]}') in doctor.rows(found)
+
+
 def test_people_read_every_part(found):
     text = '\n'.join(f'{what}: {value}' for what, value in doctor.rows(found))
     for part in ('MXNet: 1.9.1', 'avx512_bf16', 'amx_bf16', 'threads', 'GPUs: 0', 'data set digits', 'trap'):
@@ -48,6 +62,7 @@ def test_a_library_that_kills_its_process_is_reported(monkeypatch, code, message
     ({'nvidia_driver': 'NVRM version: 470'}, "install 'gluon-aa[cu112]' instead"),
     ({'mxnet': {'features': ['CUDA'], 'gpus': 0, 'error': None}}, 'built for CUDA but sees no GPU'),
     ({'cpu': {'instructions': {'avx512_bf16': False, 'amx_bf16': False}}}, 'no bfloat16 instructions'),
+    ({'native_attention': {'error': 'its results are not', 'difference': 0.1}}, 'native attention is wrong here'),
 ])
 def test_traps_are_shown_where_they_apply(found, changes, trap):
     changed = {key: {**found[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}

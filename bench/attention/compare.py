@@ -5,8 +5,8 @@
 
 PyTorch is given its best chance: every form in pytorch_forms.py, eager and through torch.compile, on plain and on
 channels_last maps, with the C library's allocator as it comes (`stock`) and made to keep freed memory (`kept`; see
-bench/allocators.py), which saves PyTorch up to two thirds of its time here; gluon-aa has it as it comes. Each is checked
-against the NumPy float64 oracle. PyTorch's best is named for both allocators.
+bench/allocators.py), which saves PyTorch up to two thirds of its time here; gluon-aa has it as it comes. Each is
+checked against the NumPy float64 oracle. PyTorch's best is named for both allocators.
 
 First all variants of PyTorch run once, one by one (`qualifying`). The fastest of each pass, and the plain forms, then
 take turns with gluon-aa's backends: in every round each has a turn, and what else the machine does meets all of them.
