@@ -39,7 +39,7 @@ try:
     from gluon_aa.attention.native import build, check
     native.load()
     difference = check.largest_difference()
-    found = {'path': str(build.library()), 'difference': difference,
+    found = {'path': str(build.library()), 'difference': difference if difference == difference else None,
              'error': None if difference < check.TOLERANCE else 'its results are not those of the reference'}
 except FailedError as error:
     found = {'error': str(error)}
@@ -167,5 +167,5 @@ def rows(found: Dict[str, Any]) -> List[Tuple[str, str]]:
 
 def _of_native(native: Dict[str, Any]) -> str:
     if native['error']:
-        return f'CANNOT BE USED: {native["error"]}'
+        return f'{"WRONG" if "difference" in native else "CANNOT BE USED"}: {native["error"]}'
     return f'{native["path"]}, within {native["difference"]:.0e} of the reference'

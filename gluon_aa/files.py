@@ -48,6 +48,12 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def make_private(path: pathlib.Path) -> None:
+    """Make a directory, and those above it that are missing, for this user alone, whatever the umask."""
+    for missing in reversed([place for place in (path, *path.parents) if not place.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
 def cache(kind: str) -> pathlib.Path:
     """The directory for what can be made anew: $XDG_CACHE_HOME/gluon-aa/<kind>, ~/.cache by default."""
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'gluon-aa' / kind

@@ -56,7 +56,7 @@ def save(key: str, entry: Entry, on_progress: Notice) -> None:
     path = directory() / key
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_private(path.parent)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{key}.', dir=path.parent))
         _write(temporary / 'new', entry)
         if path.exists():

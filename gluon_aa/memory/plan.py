@@ -2,6 +2,7 @@
 
 MXNet plans an executor's buffers when it is bound. Its plan is read at small batch sizes and carried on linearly, so
 that what is planned need not fit this machine. Not counted: the operators' workspace, and what the allocator rounds up.
+16-bit formats are planned as if they had 32 bits, which is more than they need.
 """
 import dataclasses
 import math
@@ -57,7 +58,8 @@ def plan_step(classifier: Any, image_shape: Tuple[int, int, int], batch_size: in
         parameters=weights, gradients=weights, statistics=statistics, optimizer=optimizer_states * weights,
         # each key is summed on one of the devices, from a copy of every other's, into one more
         exchange=weights if devices > 1 else 0,
-        batch=batch_size * (math.prod(image_shape) + 4), graph=_graph_bytes(symbol, trainable, image_shape, batch_size))
+        batch=batch_size * (math.prod(image_shape) + 4),
+        graph=_graph_bytes(symbol, trainable, image_shape, batch_size, tight=recompute is not None))
 
 
 def _shapes(symbol: Any, image_shape: Tuple[int, int, int], batch_size: int) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -66,23 +68,23 @@ def _shapes(symbol: Any, image_shape: Tuple[int, int, int], batch_size: int) -> 
     return (dict(zip(symbol.list_arguments(), arguments)), dict(zip(symbol.list_auxiliary_states(), auxiliary)))
 
 
-def _graph_bytes(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int) -> int:
+def _graph_bytes(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int, tight: bool) -> int:
     """The planned buffers of a batch: read where it is small, else extrapolated from the pilots."""
     if batch_size <= _PILOTS[-1]:
-        return _read_plan(symbol, trainable, image_shape, batch_size)
-    small, large = (_read_plan(symbol, trainable, image_shape, pilot) for pilot in _PILOTS)
+        return _read_plan(symbol, trainable, image_shape, batch_size, tight)
+    small, large = (_read_plan(symbol, trainable, image_shape, pilot, tight) for pilot in _PILOTS)
     slope = (large - small) / (_PILOTS[1] - _PILOTS[0])
     return round(large + slope * (batch_size - _PILOTS[1]))
 
 
-def _read_plan(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int) -> int:
+def _read_plan(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int, tight: bool) -> int:
     arguments, auxiliary = _shapes(symbol, image_shape, batch_size)
     kinds = {'images': 'uint8', 'labels': 'int32'}
     # never written to, so that the system never gives them memory
     arrays = {name: mx.nd.empty(shape, dtype=kinds.get(name, 'float32')) for name, shape in arguments.items()}
     gradients = {name: mx.nd.empty(shape) for name, shape in arguments.items() if name in trainable}
     states = {name: mx.nd.empty(shape) for name, shape in auxiliary.items()}
-    executor = bind(symbol, mx.cpu(), arrays, gradients, states)
+    executor = bind(symbol, mx.cpu(), arrays, gradients, states, tight=tight)
     found = re.search(r'Total (\d+) MB allocated', executor.debug_str())
     assert found is not None, 'MXNet ends its description of an executor with the plan'
     return int((int(found.group(1)) + 0.5) * 2 ** 20)  # it rounds down

@@ -33,6 +33,10 @@ def copy_weights(source: Any, target: Any) -> Any:
     values = {name: _fitting(name, parameter.data(parameter.list_ctx()[0]), wanted[name].shape)
               for name, parameter in given.items()}
     for name, value in values.items():
+        if np.dtype(value.dtype) != np.dtype(wanted[name].dtype):
+            raise UsageError(f'the networks differ: {name} is {np.dtype(value.dtype)} in the source and '
+                             f'{np.dtype(wanted[name].dtype)} in the target')
+    for name, value in values.items():
         has_devices = wanted[name]._data is not None or wanted[name]._deferred_init
         wanted[name]._load_init(value, None if has_devices else given[name].list_ctx())
     return target

@@ -3,10 +3,12 @@ import dataclasses
 from typing import Any, Callable, Dict, Optional
 
 from gluon_aa import compat
+from gluon_aa.attention import DEFAULT_TILE
 from gluon_aa.data import Dataset
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.machine import cpu_model
 from gluon_aa.models import get_model, placement
+from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import automatic, precision
 from gluon_aa.training.config import TrainConfig
 from gluon_aa.training.devices import resolve_devices
@@ -44,7 +46,8 @@ def for_evaluation(config: TrainConfig) -> TrainConfig:
     On GPUs `auto` is the attention that needs least memory without a backward pass.
     """
     backend = 'tiled' if config.gpus and config.attention_backend == 'auto' else config.attention_backend
-    return dataclasses.replace(config, memory_mode='speed', recompute='attention', attention_backend=backend)
+    tile = None if config.net.startswith(GLUONCV_PREFIX) else config.tile or DEFAULT_TILE
+    return dataclasses.replace(config, memory_mode='speed', recompute='attention', attention_backend=backend, tile=tile)
 
 
 def circumstances(engine: Engine) -> Dict[str, Any]:
@@ -57,15 +60,22 @@ def circumstances(engine: Engine) -> Dict[str, Any]:
             'memory_mode': config.memory_mode}
 
 
-def differ(saved: Dict[str, Any], present: Dict[str, Any]) -> bool:
-    """Whether circumstances differ, as far as the older ones were noted."""
-    return any(saved[name] != value for name, value in present.items() if name in saved)
+def noted(saved: Dict[str, Any], config: Dict[str, Any], present: Dict[str, Any]) -> Dict[str, Any]:
+    """Circumstances as a checkpoint has them; earlier ones, which do not tell how attention was computed, completed.
+
+    Args:
+        config: of that checkpoint.
+        present: circumstances of the same network now.
+    """
+    backend = config['attention_backend'] if config['attention_backend'] != 'auto' else 'folded'  # what it was then
+    return {'attention_backend': backend if present['attention_backend'] else None, 'tile': None,
+            'memory_mode': 'speed', **saved}
 
 
 def words(found: Dict[str, Any]) -> str:
     """Circumstances for people."""
-    return (f'{", ".join(found["devices"])} with {found["threads"]} threads of {found["cpu"]}, MXNet {found["mxnet"]}'
-            + (f', {how_computed(found)}' if 'memory_mode' in found else ''))
+    return (f'{", ".join(found["devices"])} with {found["threads"]} threads of {found["cpu"]}, MXNet {found["mxnet"]}, '
+            f'{how_computed(found)}')
 
 
 def how_computed(found: Dict[str, Any]) -> str:

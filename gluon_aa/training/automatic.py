@@ -13,6 +13,7 @@ from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.plan import StepPlan, plan_step
 from gluon_aa.models import get_model
+from gluon_aa.models.placement import is_augmented
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training.config import TrainConfig
 from gluon_aa.training.engine import Classifier
@@ -59,17 +60,18 @@ def candidates(config: TrainConfig) -> List[Candidate]:
     backend, mode = config.attention_backend, config.memory_mode
     if mode == 'auto' and not (config.gpus and config.hybridize):
         mode = 'speed'
-    modes = ('speed', 'recompute') if mode == 'auto' else (mode,)
-    return [Candidate(name, each, tile) for each in modes
-            for name in (_backend(backend, each, bool(config.gpus)),)
-            for tile in _tiles(config, name)]
+    found = []
+    for each in ('speed', 'recompute') if mode == 'auto' else (mode,):
+        name = _backend(backend, each, bool(config.gpus))
+        found += [Candidate(name, each, tile) for tile in _tiles(config, name)]
+    return found
 
 
 def _check(config: TrainConfig) -> None:
     mode = config.memory_mode
     if mode == 'recompute' and not config.hybridize:
         raise UsageError('memory_mode recompute compiles the network, which hybridize: false forbids: leave out one')
-    if mode == 'speed' and config.recompute != 'attention':
+    if mode != 'recompute' and config.recompute != 'attention':
         raise UsageError(f'recompute: {config.recompute} is for --memory-mode recompute, not for {mode}')
     if config.gpus and config.recompute == 'blocks':
         raise UsageError('recompute: blocks computes batch norm twice, which is only known to be right on CPUs: on '
@@ -116,13 +118,27 @@ def resolve(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]
     Raises:
         UsageError: as `candidates`; a network that cannot be built.
     """
-    open_to = candidates(config)
+    open_to = candidates(config) if _is_augmented(config, classes, image_shape) else [_without_attention(config)]
     if len(open_to) == 1 or (budget is None and not config.gpus):
         choice = Choice(open_to[0])
     else:
         choice = choose(open_to, lambda candidate: planned_bytes(apply(config, candidate), classes, image_shape),
                         min(map(free_bytes, config.gpus)) if budget is None else budget)
     return apply(config, choice.candidate), choice
+
+
+def _is_augmented(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> bool:
+    options = config.model_options()
+    if not config.net.startswith(GLUONCV_PREFIX):
+        options['attention_backend'] = 'folded'  # whichever it will be: this one need not be compiled to ask
+    return is_augmented(get_model(config.net, classes, input_size=image_shape[1:], **options))
+
+
+def _without_attention(config: TrainConfig) -> Candidate:
+    """For a network in which nothing is tiled: there is nothing that auto could save."""
+    _check(config)
+    return Candidate('folded', 'speed' if config.memory_mode == 'auto' else config.memory_mode,
+                     config.tile or DEFAULT_TILE)
 
 
 def apply(config: TrainConfig, candidate: Candidate) -> TrainConfig:

@@ -10,7 +10,7 @@ from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.training import checkpoint
-from gluon_aa.training.assembly import build_engine, circumstances, differ, for_evaluation, how_computed, words
+from gluon_aa.training.assembly import build_engine, circumstances, for_evaluation, how_computed, noted, words
 from gluon_aa.training.checkpoint import Position
 from gluon_aa.training.config import RESUMABLE, TrainConfig, load, override, parse_interval, parse_size
 from gluon_aa.training.engine import Engine, StepResult
@@ -167,8 +167,9 @@ def _restore(path: pathlib.Path, parts: _Parts, reporter: Reporter) -> Progress:
         raise FailedError(f'the images of {parts.dataset.name} are not those that {path} was trained with: '
                           'name their place with --data-dir')
     present = circumstances(engine)
-    if differ(machine, present):
-        reporter.on_notice(f'not bit for bit what it would have been: it was on {words(machine)}, '
+    before = noted(machine, state['config'], present)
+    if before != present:
+        reporter.on_notice(f'not bit for bit what it would have been: it was on {words(before)}, '
                            f'and is on {words(present)}')
     _check_best(path.parent, progress, reporter)
     reporter.on_notice(f'going on after {progress.position}')

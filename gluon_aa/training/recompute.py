@@ -18,10 +18,13 @@ MARK = '__force_mirroring__'
 #: convolution that is not computed again.
 KEPT = ('null', 'elemwise_add')
 
-#: While binding. MXNet reuses a buffer for what is up to 16 times smaller, so that a map's is held by something small
-#: while another map comes. With 2 the plan of aa_wrn28_10 (tiles of 256, batch 8) is 603 MB instead of 936.
-#: And MXNet need not say on standard error that it could fuse operators, were it for inference.
-_BINDING = {'NNVM_EXEC_MATCH_RANGE': '2', 'MXNET_SUBGRAPH_VERBOSE': '0'}
+#: While binding: MXNet need not say on standard error that it could fuse operators, were it for inference.
+_QUIET = {'MXNET_SUBGRAPH_VERBOSE': '0'}
+
+#: While binding to train. MXNet reuses a buffer for what is up to 16 times smaller, so that a map's is held by
+#: something small while another map comes. With 2 the plan of aa_wrn28_10 (tiles of 256, batch 8) is 603 MB instead
+#: of 936.
+_TIGHT = {**_QUIET, 'NNVM_EXEC_MATCH_RANGE': '2'}
 
 
 def trace(classifier: Any, recompute: str = 'attention') -> Any:
@@ -43,22 +46,28 @@ def mark(symbol: Any, names: Sequence[str], recomputed: bool = True) -> None:
 
 
 def bind(symbol: Any, device: Any, arguments: Dict[str, Any], gradients: Dict[str, Any], auxiliary: Dict[str, Any],
-         shared: Any = None) -> Any:
-    """An executor of `symbol` that works on these arrays, and on the memory of the executor `shared`."""
+         shared: Any = None, tight: bool = True) -> Any:
+    """An executor of `symbol` that works on these arrays, and on the memory of the executor `shared`.
+
+    Not `tight`, buffers are planned as MXNet does by itself, and as it does for hybridized networks.
+    """
     requests = {name: 'write' if name in gradients else 'null' for name in arguments}
-    with _environment(_BINDING):
+    with _environment(_TIGHT if tight else _QUIET):
         return symbol.bind(device, args=arguments, args_grad=gradients, grad_req=requests, aux_states=auxiliary,
                            shared_exec=shared)
 
 
 @contextlib.contextmanager
 def _environment(values: Dict[str, str]) -> Iterator[None]:
-    """Variables set for a while, except those that the user set."""
+    """Variables set for a while, except those that the user set. MXNet is idle when they change: its threads read them,
+    and the C library lets nobody read while another writes."""
+    mx.nd.waitall()
     ours = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield
     finally:
+        mx.nd.waitall()
         for name in ours:
             del os.environ[name]
 

@@ -14,6 +14,9 @@ from gluon_aa import compat, files, isolation, machine
 from gluon_aa.errors import FailedError
 from gluon_aa.training.config import TrainConfig, load
 
+#: Of the circumstances, what is told with the figures.
+_NOTED = ('devices', 'threads', 'attention_backend', 'tile', 'memory_mode')
+
 PHASES = ('training', 'inference')
 
 Row = Dict[str, Any]
@@ -71,6 +74,7 @@ def measure(config: TrainConfig, protocol: Protocol) -> List[Row]:
     """The rows of one configuration, in this process. A step is the trainer's own, from a batch in host memory."""
     from gluon_aa.compat import mx
     from gluon_aa.training.assembly import build_engine
+    from gluon_aa.training.assembly import circumstances
     from gluon_aa.training.loop import load_data
     dataset = load_data(config)
     engine = build_engine(config, dataset)
@@ -85,11 +89,11 @@ def measure(config: TrainConfig, protocol: Protocol) -> List[Row]:
     def infer(steps: int) -> None:
         engine.count_correct(itertools.repeat(batch, steps))
 
-    rows = []
+    rows, found = [], circumstances(engine)
     for phase in protocol.phases:
         rates = _rates({'training': train, 'inference': infer}[phase], protocol, config.batch_size)
-        rows.append({'phase': phase, 'devices': [str(device) for device in engine.devices],
-                     'threads': compat.THREADS.number, 'images_per_second': statistics.median(rates),
+        rows.append({'phase': phase, **{name: found[name] for name in _NOTED},
+                     'images_per_second': statistics.median(rates),
                      'slowest': min(rates), 'fastest': max(rates), 'repeats': rates})
     return rows
 

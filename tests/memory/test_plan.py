@@ -49,9 +49,10 @@ def test_recomputing_takes_less():
     assert attention < 0.7 * speed
     attention, blocks = (make(64, 'wrn16_4', recompute=what).graph for what in ('attention', 'blocks'))
     assert blocks < 0.6 * attention
-    # without marks the mode makes no difference
+    # without marks there is nothing to compute again: what is left is how tightly buffers are planned
     folded = {'attention_backend': 'folded'}
-    assert make(64, options=folded).graph == make(64, options=folded, recompute='attention').graph
+    speed, attention = (make(64, options=folded, recompute=what).graph for what in (None, 'attention'))
+    assert speed == pytest.approx(attention, rel=0.02)
 
 
 def test_the_network_needs_no_weights_and_gets_none():

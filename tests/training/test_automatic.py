@@ -5,6 +5,7 @@ from gluon_aa.attention import DEFAULT_TILE, resolve_backend
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 from gluon_aa.training import automatic
+from gluon_aa.training.assembly import for_evaluation
 from gluon_aa.training.automatic import TILES, Candidate, candidates, choose, resolve
 from gluon_aa.training.config import load
 
@@ -16,11 +17,14 @@ def config(**keys):
     return load(None, keys)
 
 
+def test_on_cpus_auto_is_what_is_fastest():
+    best = resolve_backend('auto', on_gpus=False)
+    assert candidates(config()) == candidates(config(hybridize=False)) == [Candidate(best, 'speed')]
+
+
 @pytest.mark.parametrize('keys, wanted', [
-    ({}, [(resolve_backend('auto'), 'speed')]),
     ({'attention_backend': 'tiled', 'tile': 7}, [('tiled', 'speed', 7)]),
     ({'attention_backend': 'folded', 'memory_mode': 'recompute'}, [('folded', 'recompute')]),
-    ({'hybridize': False}, [(resolve_backend('auto'), 'speed')]),
     ({'gpus': '0'}, [('folded', 'speed')] + [('tiled', 'recompute', tile) for tile in TILES]),
     ({'gpus': '0,1', 'tile': 100}, [('folded', 'speed', 100), ('tiled', 'recompute', 100)]),
     ({'gpus': '0', 'attention_backend': 'reference'}, [('reference', 'speed'), ('reference', 'recompute')]),
@@ -34,13 +38,14 @@ def test_choices_of_the_user_are_kept(keys, wanted):
 
 def test_recompute_on_cpus_without_native_is_for_tiled(monkeypatch):
     for best, wanted in (('folded', 'tiled'), ('native', 'native')):
-        monkeypatch.setattr(automatic, 'resolve_backend', lambda name, best=best: best)
+        monkeypatch.setattr(automatic, 'resolve_backend', lambda name, on_gpus, best=best: best)
         assert candidates(config(memory_mode='recompute')) == [Candidate(wanted, 'recompute')]
 
 
 @pytest.mark.parametrize('keys, message', [
     ({'memory_mode': 'recompute', 'hybridize': False}, 'which hybridize: false forbids'),
     ({'memory_mode': 'speed', 'recompute': 'blocks'}, 'recompute: blocks is for --memory-mode recompute'),
+    ({'recompute': 'blocks'}, 'recompute: blocks is for --memory-mode recompute, not for auto'),
     ({'memory_mode': 'recompute', 'recompute': 'blocks', 'gpus': '0'}, 'only known to be right on CPUs'),
 ])
 def test_contradictions_are_refused(keys, message):
@@ -48,11 +53,9 @@ def test_contradictions_are_refused(keys, message):
         candidates(config(**keys))
 
 
-def test_native_on_gpus_is_refused(monkeypatch):
-    native = config(gpus='0')
-    object.__setattr__(native, 'attention_backend', 'native')  # whether or not it could be built here
-    with pytest.raises(UsageError, match='native is for CPUs: on GPUs choose --attention-backend folded, tiled'):
-        candidates(native)
+def test_native_on_gpus_is_refused():
+    with pytest.raises(UsageError, match='native is for CPUs: on GPUs choose folded, tiled or auto'):
+        candidates(config(gpus='0', attention_backend='native'))
 
 
 def test_the_first_that_fits_is_chosen_and_planning_stops_there():
@@ -99,6 +102,31 @@ def test_nothing_is_planned_on_cpus(monkeypatch):
     resolved, choice = resolve(config(**SMALL, cpus=2), 10, SHAPE)
     assert (resolved.memory_mode, resolved.attention_backend) == ('speed', resolve_backend('auto'))
     assert choice.reason == ''
+
+
+@pytest.mark.parametrize('net', ['resnet18', 'wrn10_1', 'cifar_resnet20_v1'])
+@pytest.mark.parametrize('keys', [{}, {'gpus': '0'}])
+def test_without_attention_nothing_is_compiled_or_planned(monkeypatch, net, keys):
+    for name in ('planned_bytes', 'resolve_backend', 'free_bytes'):
+        monkeypatch.setattr(automatic, name, lambda *args: pytest.fail('asked for'))
+    resolved, choice = resolve(config(net=net, **keys), 10, (3, 32, 32))
+    assert resolved.memory_mode == 'speed' and choice.reason == ''
+
+
+def test_evaluation_plans_nothing(monkeypatch):
+    monkeypatch.setattr(automatic, 'planned_bytes', lambda *args: pytest.fail('planned'))
+    for keys in ({}, {'memory_mode': 'recompute'}, {'attention_backend': 'folded'}):
+        resolved, _ = resolve(for_evaluation(config(**SMALL, gpus='0', **keys)), 10, SHAPE, budget=1)
+        assert resolved.memory_mode == 'speed'
+        assert resolved.attention_backend == keys.get('attention_backend', 'tiled')
+
+
+@pytest.mark.slow
+def test_the_reference_network_fits_two_cards_of_16_gb():
+    card = 16280 * 2 ** 20  # a P100's, as its driver shows it
+    resolved, choice = resolve(config(net='aa_wrn28_10', gpus='0,1'), 10, (3, 32, 32),
+                               budget=int(0.95 * card - automatic.WORKSPACE - 300e6))  # 300 MB: MXNet's context
+    assert choice.fits and resolved.batch_size == 128
 
 
 def test_networks_of_gluoncv_have_no_attention_to_choose():

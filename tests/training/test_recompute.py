@@ -52,6 +52,8 @@ def train(engine, counts=(8, 8, 5, 8, 1, 8)):
     ('wrn10_2', {'dropout': 0.3}, {'dropout': 0.3}),
     ('wrn10_1', {'dropout': 0.3}, {'dropout': 0.3, 'recompute': 'blocks'}),
     ('aa_wrn10_2', {'attention_backend': 'reference'}, {}),
+    ('aa_wrn10_2', {'attention_backend': 'native'}, {}),
+    ('aa_wrn10_2', {'attention_backend': 'native'}, {'recompute': 'blocks'}),
     ('aa_wrn10_2', {'attention_backend': 'tiled', 'tile': 7}, {'label_smoothing': 0.1}),
     ('aa_wrn10_2', {'attention_backend': 'tiled', 'tile': 7, 'dropout': 0.2}, {'dropout': 0.2, 'recompute': 'blocks'}),
 ], ids=str)

@@ -231,14 +231,26 @@ def test_another_way_to_compute_is_said(tmp_path):
     assert heard[0].endswith('attention tiled in tiles of 20, memory mode recompute')
 
 
-def test_circumstances_that_an_older_checkpoint_does_not_note_are_not_compared(tmp_path):
+@pytest.mark.parametrize('keys, heard_first', [
+    ({}, []),
+    # auto was folded then; whatever it is now, tiled is something else
+    ({'net': 'aa_wrn10_1', 'num_heads': 2, 'attention_backend': 'tiled'},
+     ['attention folded, memory mode speed, and is']),
+])
+def test_checkpoints_from_before_attention_was_noted(tmp_path, keys, heard_first):
     with stop_after(5), pytest.raises(Interrupted):
-        train(tiny(epochs=1), tmp_path / 'run')
+        train(tiny(epochs=1, **keys), tmp_path / 'run')
     run = RunDirectory.open(tmp_path / 'run')
-    edit(last(run), lambda state: [state['machine'].pop(key) for key in ('attention_backend', 'tile', 'memory_mode')])
+
+    def as_before(state):
+        for key in ('attention_backend', 'tile', 'memory_mode'):
+            del state['machine'][key]
+        state['config']['attention_backend'] = 'auto'
+    edit(last(run), as_before)
     heard = []
     resume(run, Reporter(heard.append))
-    assert heard == ['going on after step 5 of epoch 1']
+    assert heard.pop() == 'going on after step 5 of epoch 1'
+    assert len(heard) == len(heard_first) and all(text in found for text, found in zip(heard_first, heard))
 
 
 def test_a_running_training_is_not_resumed(tmp_path):

@@ -61,10 +61,10 @@ def unavailable() -> Optional[str]:
 def attend(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int, width: int, num_heads: int,
            key_channels: int, value_channels: int) -> Any:
     """See `gluon_aa.attention.relative_attention`; on CPUs, in float32 whatever the type of `qkv`."""
+    if F is compat.mx.nd and not qkv.context.device_type.startswith('cpu'):
+        raise UsageError(f'attention backend native is for CPUs and qkv is on {qkv.context}: choose folded or tiled')
     load()
     inputs = [qkv] if rel_h is None else [qkv, rel_h, rel_w]
-    if F is compat.mx.nd and qkv.context.device_type != 'cpu':
-        raise UsageError(f'attention backend native is for CPUs and qkv is on {qkv.context}: choose folded or tiled')
     output, _ = getattr(F, OPERATOR)(
         *(_owned(F, x) for x in inputs), num_heads=num_heads, key_channels=key_channels, value_channels=value_channels,
         height=height, width=width, relative=int(rel_h is not None))
@@ -76,6 +76,6 @@ def _owned(F: Any, x: Any) -> Any:
 
     MXNet does not tell a library's operator to add to a gradient (`grad_req='add'`): it would overwrite it. `identity`
     adds for it. Neither it nor `amp_cast` costs memory or time in a compiled graph, unless `x` is the graph's own
-    input. Can go when tests/attention/test_native.py passes without.
+    input. Can go when tests/attention/native/test_operator.py passes without.
     """
     return F.amp_cast(F.identity(x), dtype='float32')

@@ -18,10 +18,12 @@ import signal
 import stat
 import subprocess
 import tempfile
-from typing import Any, Dict, Iterator, List, Tuple
+import time
+import warnings
+from typing import Any, Dict, Iterator, List, TextIO, Tuple
 
 from gluon_aa import compat, files, machine
-from gluon_aa.errors import FailedError
+from gluon_aa.errors import FailedError, Notice, reason
 
 LIBRARY, ABOUT = 'attention.so', 'build.json'
 SOURCES = ('kernel.cc', 'operator.cc')
@@ -40,7 +42,7 @@ def compiler() -> List[str]:
 
 def directory() -> pathlib.Path:
     """Where entries lie."""
-    return files.cache('native').absolute()
+    return files.cache('native').resolve()  # links are followed now, so that what is checked is what is used
 
 
 def library() -> pathlib.Path:
@@ -49,16 +51,20 @@ def library() -> pathlib.Path:
     Raises:
         FailedError: no compiler, a build that fails or hangs, a cache that cannot be written or is not safe.
     """
-    about = ingredients()
-    entry = directory() / _digest(about)[:32]
     try:
-        directory().mkdir(parents=True, exist_ok=True, mode=0o700)
-        _refuse_strangers(directory())
-        with _locked(directory() / 'lock'):
-            if not _is_whole(entry, about):
-                _build(entry, about)
+        place, about = directory(), ingredients()
+    except FailedError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # no home, an open quote in CXX, a source unreadable
+        raise FailedError(f'attention cannot be compiled: {reason(error)}') from error
+    entry = place / _digest(about)[:32]
+    try:
+        files.make_private(place)
+        _refuse_strangers(place)
+        if not _is_whole(entry, about):
+            _build_alone(place, entry, about)
     except OSError as error:
-        raise FailedError(f'cannot keep the compiled operator in {directory()}: {error.strerror or error}; '
+        raise FailedError(f'cannot keep the compiled operator in {place}: {error.strerror or error}; '
                           'name another place with XDG_CACHE_HOME') from error
     return entry / LIBRARY
 
@@ -107,6 +113,17 @@ def _is_whole(entry: pathlib.Path, about: Dict[str, Any]) -> bool:
         return False
 
 
+def _build_alone(place: pathlib.Path, entry: pathlib.Path, about: Dict[str, Any]) -> None:
+    """Build an entry, unless another process does while this one waits for it."""
+    with _locked(place / 'lock') as alone:
+        if alone:
+            for leftover in place.glob('.build-*'):  # of killed builds
+                shutil.rmtree(leftover, ignore_errors=True)
+        if not _is_whole(entry, about):
+            warnings.warn('compiling attention for this CPU, once: it takes about 20 seconds', Notice, stacklevel=2)
+            _build(entry, about)
+
+
 def _build(entry: pathlib.Path, about: Dict[str, Any]) -> None:
     package = _package()
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='.build-', dir=entry.parent))
@@ -135,7 +152,8 @@ def _output(command: List[str], time_limit: float) -> str:
     """
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   universal_newlines=True, errors='replace', start_new_session=True)
+                                   universal_newlines=True, errors='replace', start_new_session=True,
+                                   env={**os.environ, 'LC_ALL': 'C'})  # so that an error is called one
     except OSError as error:
         raise FailedError(f'cannot start the compiler {command[0]}: {error.strerror}') from error
     with process:
@@ -162,17 +180,36 @@ def _refuse_strangers(path: pathlib.Path) -> None:
         writable = stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
         if status.st_uid not in (0, os.getuid()) or (writable and not sticky):
-            raise FailedError(f'{place} can be written to by other users, so that code from {path} is not safe to run: '
-                              'name another place with XDG_CACHE_HOME, or chmod go-w it')
+            whose = 'can be written to by' if writable and not sticky else 'belongs to'
+            raise FailedError(f'{place} {whose} other users, so that code from {path} is not safe to run: name another '
+                              'place with XDG_CACHE_HOME, or make it yours alone')
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Hold `path` for this process; the kernel lets go when it ends, however it ends."""
+def _locked(path: pathlib.Path) -> Iterator[bool]:
+    """Hold `path` for this process, once others let go; the kernel lets go when a process ends, however it ends.
+
+    Yields whether it is held: some file systems have no locks, and then several build, and the last one stays.
+
+    Raises:
+        FailedError: another process held it for longer than a build can take.
+    """
     with open(path, 'a', encoding='utf-8') as file:
-        with contextlib.suppress(OSError):  # a file system without locks: then several build, and the last one stays
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield _wait_for(file)
+
+
+def _wait_for(file: TextIO) -> bool:
+    deadline = time.monotonic() + TIME_LIMIT + 60
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:
+            return False
+    raise FailedError(f'another process has held {file.name} for too long: stop it, or name another place with '
+                      'XDG_CACHE_HOME')
 
 
 def _digest(value: Any) -> str:

@@ -37,6 +37,7 @@ constexpr float NO_KEY = -1e30f;  // logit of the padding after the last key
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 constexpr float SMALLEST_SUM = 1e-30f;  // of exponentials, below which they may have lost digits
+constexpr float LARGEST_SUM = 1e30f;    // above it the bound was rounded down, and they may have overflowed
 
 int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
@@ -277,7 +278,7 @@ class Worker {
     for (int64_t p = 0; p < keys_.panels; ++p) weigh<true>(p, count);
     float sums[TILE_ROWS + LANES];
     add_lanes(sums, count);
-    if (!std::all_of(sums, sums + count, [](float sum) { return sum > SMALLEST_SUM; })) {
+    if (!std::all_of(sums, sums + count, [](float sum) { return sum > SMALLEST_SUM && sum < LARGEST_SUM; })) {
       weigh_by_largest(count);
       add_lanes(sums, count);
     }
@@ -550,6 +551,7 @@ struct Division {
   Division(const Sizes& s, int threads)
       : heads(s.batch * s.heads), parts(1), tiles((s.pixels() + TILE_ROWS - 1) / TILE_ROWS) {
     const auto idle = [&] { return round_up(heads * parts, threads) - heads * parts; };
+    // until less than an eighth of the time is spent waiting for the thread that has most to do
     while (heads > 0 && parts < std::min<int64_t>(tiles, threads) && 8 * idle() > heads * parts) ++parts;
   }
 

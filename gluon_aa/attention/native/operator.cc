@@ -24,8 +24,9 @@ std::int64_t number(const Attributes& attributes, const std::string& name) {
   const auto found = attributes.find(name);
   if (found == attributes.end()) throw std::invalid_argument("attention: " + name + " is missing");
   try {
-    const long long value = std::stoll(found->second);
-    if (value > 0) return value;
+    std::size_t end = 0;
+    const long long value = std::stoll(found->second, &end);
+    if (value > 0 && value <= std::numeric_limits<int>::max() && end == found->second.size()) return value;
   } catch (const std::logic_error&) {
   }
   throw std::invalid_argument("attention: " + name + "=" + found->second + " must be a whole number above 0");

@@ -36,12 +36,13 @@ inline Integers lane_numbers() {
 // The first `count` lanes of x, zeros in the others.
 inline Vector first_lanes(Vector x, int count) { return lane_numbers() < count ? x : Vector{}; }
 
-inline Vector maximum(Vector x, Vector y) { return x > y ? x : y; }
+inline Vector maximum(Vector x, Vector y) { return x > y ? x : y; }  // y where either is NaN
 
-// 2^x for x up to 127, with a relative error of 1e-7; 0, or next to it, for any x below -126.
+// 2^x for x up to 127, with a relative error of 1e-7; 0, or next to it, for any x below -126; NaN of NaN.
 inline Vector exp2(Vector x) {
 #ifndef __AVX512F__
-  x = maximum(x, broadcast(-126.0f));
+  x = maximum(broadcast(-126.0f), x);
+  x = x > 127.0f ? broadcast(127.0f) : x;
 #endif
   const Vector shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
   const Vector shifted = x + shifter;

@@ -1,7 +1,9 @@
 // The kernel alone: inputs from standard input, results to standard output, as float32. Every array is an allocation of
-// its own, so that AddressSanitizer sees an access beyond any of them.
+// its own, so that AddressSanitizer sees an access beyond any of them; scratch memory is one, and begins as NaN, so that
+// what is read before it is written shows in the results.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -26,7 +28,11 @@ struct Free {
 };
 typedef std::unique_ptr<void, Free> Memory;
 
-Memory scratch(std::int64_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+Memory scratch(std::int64_t bytes) {
+  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  std::memset(memory.get(), 0xff, bytes);
+  return memory;
+}
 
 }  // namespace
 

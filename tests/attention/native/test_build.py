@@ -1,8 +1,11 @@
 """The operator is built once, by whichever compiler there is, into a cache that nobody else can write to."""
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +13,7 @@ import warnings
 
 import pytest
 
-from gluon_aa import attention
+from gluon_aa import attention, files
 from gluon_aa.attention import native, resolve_backend
 from gluon_aa.attention.native import build
 from gluon_aa.errors import FailedError, Notice
@@ -18,7 +21,7 @@ from gluon_aa.errors import FailedError, Notice
 # stands in for a compiler, so that tests of the cache take no ten seconds each: writes its arguments as the library
 FAKE = """#!/bin/sh
 [ "$1" = --version ] && { echo "fake 1.0"; exit 0; }
-echo built >> "$LOG"
+echo $$ >> "$LOG"
 while [ $# -gt 1 ]; do shift; [ "$prev" = -o ] && out="$1"; prev="$1"; done
 sleep "${DELAY:-0}"
 echo "made by fake" > "$out"
@@ -33,11 +36,14 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A compiler; counts its calls."""
+    """A compiler; counts its calls, and those that still run are ended after the test."""
     log = tmp_path / 'log'
     use_compiler(tmp_path, monkeypatch, FAKE)
     monkeypatch.setenv('LOG', str(log))
-    return lambda: len(log.read_text().split()) if log.exists() else 0
+    yield lambda: len(log.read_text().split()) if log.exists() else 0
+    for process in log.read_text().split() if log.exists() else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(process), signal.SIGKILL)
 
 
 def use_compiler(tmp_path, monkeypatch, script):
@@ -103,7 +109,7 @@ def test_processes_that_start_together_build_once(cache, fake, monkeypatch):
     assert len(paths) == 1 and fake() == 1 and pathlib.Path(paths.pop()).read_text() == 'made by fake\n'
 
 
-def test_a_builder_that_is_killed_leaves_nothing_that_is_used(cache, fake, monkeypatch, tmp_path):
+def test_a_builder_that_is_killed_leaves_nothing_that_is_used(cache, fake, monkeypatch):
     monkeypatch.setenv('DELAY', '60')
     code = f'import sys; sys.path[:] = {sys.path!r}; from gluon_aa.attention.native import build; build.library()'
     process = subprocess.Popen([sys.executable, '-c', code])
@@ -114,7 +120,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_used(cache, fake, monke
     process.wait()
     monkeypatch.setenv('DELAY', '0')
     assert build.library().read_text() == 'made by fake\n' and fake() == 2
-    subprocess.run(['pkill', '-f', str(tmp_path / 'compiler')], check=False)  # which the kernel left running
+    assert not list(cache.glob('.build-*'))  # which it had left
 
 
 @pytest.mark.parametrize('script, message', [
@@ -155,11 +161,52 @@ def test_a_cache_that_others_can_write_to_is_refused(cache, fake):
         build.library()
 
 
+def test_directories_are_made_for_this_user_alone_whatever_the_umask(cache, fake):
+    before = os.umask(0o002)
+    try:
+        assert build.library() == build.library() and fake() == 1
+    finally:
+        os.umask(before)
+
+
+def test_a_link_is_checked_where_it_leads(cache, fake, tmp_path):
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    shared.chmod(0o777)
+    cache.parent.mkdir(parents=True)
+    cache.symlink_to(shared / 'mine')
+    with pytest.raises(FailedError, match=f'{shared} can be written to by other users'):
+        build.library()
+
+
+def test_what_is_there_is_used_where_nothing_can_be_written(cache, fake, monkeypatch):
+    path = build.library()
+    monkeypatch.setattr(build, '_locked', lambda path: pytest.fail('locked'))  # root may write anywhere
+    assert build.library() == path
+
+
+def test_a_lock_that_is_never_let_go_is_reported(cache, fake, monkeypatch):
+    files.make_private(cache)
+    monkeypatch.setattr(build, 'TIME_LIMIT', -59.5)
+    with open(cache / 'lock', 'w') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(FailedError, match='another process has held .*lock for too long'):
+            build.library()
+    assert fake() == 0
+
+
+@pytest.mark.parametrize('variable, value', [('CXX', 'g++ "'), ('XDG_CACHE_HOME', '~no-such-user/cache')])
+def test_settings_that_cannot_be_read_are_reported(cache, fake, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(FailedError, match='attention cannot be compiled: '):
+        build.library()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason='only root can give files away')
 def test_a_cache_of_someone_else_is_refused(cache, fake):
     cache.mkdir(parents=True, mode=0o700)
     os.chown(cache, 12345, -1)
-    with pytest.raises(FailedError, match='can be written to by other users'):
+    with pytest.raises(FailedError, match=f'{cache} belongs to other users'):
         build.library()
 
 

@@ -50,6 +50,18 @@ def assert_equals_oracle(program, batch, heads, height, width, key_depth, value_
             assert relative_error(actual, expected) < 1e-5
 
 
+def assert_spreads_what_is_not_finite(program):
+    """A key that is not finite leaves no output of its head finite, and no trace in the other head's."""
+    for value in (np.nan, np.inf):
+        qkv = np.random.randn(1, 2 * 11, 5, 9).astype('float32')
+        qkv[0, 8, 1, 1] = value  # keys of the first head are channels 8 to 11
+        rest = [np.zeros(shape, np.float32) for shape in ((9, 4), (17, 4), (1, 6, 5, 9))]
+        done = subprocess.run([str(program), *map(str, (1, 2, 5, 9, 4, 3, 1, 2))], stdout=subprocess.PIPE, check=True,
+                              input=b''.join(x.tobytes() for x in (qkv, *rest)))
+        output = np.frombuffer(done.stdout, np.float32)[:6 * 45].reshape(6, 45)
+        assert not np.isfinite(output[:3]).any() and np.isfinite(output[3:]).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('cpu', ['native', 'x86-64-v3', 'x86-64'])
 def test_sanitizers_find_nothing(tmp_path, cpu):
@@ -60,6 +72,7 @@ def test_sanitizers_find_nothing(tmp_path, cpu):
     program = compiled(tmp_path, *SANITIZERS, *(build.cpu_flags() if cpu == 'native' else (f'-march={cpu}',)))
     for sizes in SIZES:
         assert_equals_oracle(program, *sizes)
+    assert_spreads_what_is_not_finite(program)
 
 
 @pytest.mark.slow

@@ -106,6 +106,40 @@ def test_equal_logits_of_any_height():
     assert relative_error(output, np.broadcast_to(mean, output.shape)) < 1e-6
 
 
+def test_a_bound_that_rounding_lowers_does_no_harm():
+    # logits of 1e9, whose bound is rounded by hundreds: weights must not overflow
+    inputs = make_inputs(3, 6, 1, 8, 2, relative=False)
+    inputs[0][:, :16] *= 3e4
+    output = run(inputs, np.ones((1, 2, 3, 6)), height=3, width=6, **channels_of(1, 8, 2))[0]
+    values = inputs[0][0, 16:].reshape(2, -1)
+    assert np.isfinite(output).all()
+    assert (output >= values.min(axis=1).reshape(1, 2, 1, 1)).all()
+    assert (output <= values.max(axis=1).reshape(1, 2, 1, 1)).all()
+
+
+def test_two_contexts_train_at_once():
+    inputs, channels = make_inputs(6, 7, 2, 5, 3, batch=4), channels_of(2, 5, 3)
+    head_gradient = np.random.randn(4, 6, 6, 7).astype('float32')
+    wanted = run(inputs, head_gradient, height=6, width=7, **channels)
+    halves, outputs = [], []
+    for number in range(2):
+        arrays = [mx.nd.array(inputs[0][2 * number:2 * number + 2], ctx=mx.cpu(number)),
+                  *(mx.nd.array(table, ctx=mx.cpu(number)) for table in inputs[1:])]
+        for array in arrays:
+            array.attach_grad()
+        with mx.autograd.record():
+            outputs.append(relative_attention(mx.nd, *arrays, height=6, width=7, attention_backend='native',
+                                              **channels))
+        halves.append(arrays)
+    mx.autograd.backward(outputs, [mx.nd.array(head_gradient[2 * number:2 * number + 2], ctx=mx.cpu(number))
+                                   for number in range(2)])
+    found = [np.concatenate([output.asnumpy() for output in outputs]),
+             np.concatenate([arrays[0].grad.asnumpy() for arrays in halves]),
+             *(sum(arrays[place].grad.asnumpy() for arrays in halves) for place in (1, 2))]
+    for actual, expected in zip(found, wanted):
+        assert relative_error(actual, expected) < 1e-6
+
+
 def test_not_a_number_spreads_and_does_no_harm():
     inputs = make_inputs(5, 9, 2, 4, 3)
     inputs[0][0, 8, 1, 1] = np.nan  # a key of the first head
@@ -240,6 +274,7 @@ def test_wrong_shapes_are_errors_with_a_message(change, message):
     ({'num_heads': 4}, '6 key and 4 value channels must both divide by 4 heads'),
     ({'num_heads': 0}, 'num_heads=0 must be a whole number above 0'),
     ({'height': 'three'}, 'height=three must be a whole number above 0'),
+    ({'height': 3.7}, 'height=3.7 must be a whole number above 0'),
 ])
 def test_wrong_attributes_are_errors_with_a_message(attributes, message):
     native.load()
@@ -278,6 +313,10 @@ def test_the_doctors_comparison_would_notice_a_wrong_operator(monkeypatch):
     monkeypatch.setitem(attention.BACKENDS, 'native', lambda F, qkv, rel_h, rel_w, **sizes: 1.0001 * native.attend(
         F, qkv, rel_h, rel_w, **sizes))
     assert check.largest_difference() > check.TOLERANCE
+    nothing = float('nan')
+    monkeypatch.setitem(attention.BACKENDS, 'native', lambda F, qkv, rel_h, rel_w, **sizes: nothing * native.attend(
+        F, qkv, rel_h, rel_w, **sizes))
+    assert not check.largest_difference() < check.TOLERANCE
 
 
 def test_the_profiler_sees_its_memory(tmp_path):
