@@ -273,10 +273,10 @@ def draw(rows: Sequence[Row], path: pathlib.Path, title: str) -> None:
         values = [factor * max(row[key], 0) for row in shown]
         bars = axes.barh([labels.index(label(row)) for row in shown], values,
                          color=[f'C{backends.index(row["attention_backend"])}' for row in shown])
-        axes.bar_label(bars, [f'{value:,.3g}' for value in values], padding=3)
+        axes.bar_label(bars, [f'{value:,.0f}' if value >= 100 else f'{value:.3g}' for value in values], padding=3)
         axes.set(title=name, xscale='log' if min(values) > 0 else 'symlog', yticks=range(len(labels)))
         axes.set_yticklabels(labels)
-        axes.set_xlim(left=10 ** np.floor(np.log10(min(values))) if min(values) > 0 else 0, right=4 * max(values))
+        axes.set_xlim(left=10 ** np.floor(np.log10(min(values))) if min(values) > 0 else 0, right=8 * max(values))
         axes.grid(axis='x', alpha=0.3)
         axes.set_axisbelow(True)
     figure.suptitle(title, wrap=True)
