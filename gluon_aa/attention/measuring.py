@@ -276,7 +276,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path, title: str) -> None:
         axes.bar_label(bars, [f'{value:,.0f}' if value >= 100 else f'{value:.3g}' for value in values], padding=3)
         axes.set(title=name, xscale='log' if min(values) > 0 else 'symlog', yticks=range(len(labels)))
         axes.set_yticklabels(labels)
-        axes.set_xlim(left=10 ** np.floor(np.log10(min(values))) if min(values) > 0 else 0, right=8 * max(values))
+        axes.set_xlim(left=10 ** np.floor(np.log10(min(values))) if min(values) > 0 else 0, right=8 * max(values) or 1)
         axes.grid(axis='x', alpha=0.3)
         axes.set_axisbelow(True)
     figure.suptitle(title, wrap=True)
