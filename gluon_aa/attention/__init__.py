@@ -91,6 +91,7 @@ def relative_attention(F: Any, qkv: Any, rel_h: Any, rel_w: Any, *, height: int,
     Raises:
         UsageError: channels that don't divide by the heads, one table without the other, unknown backend,
             a tile below 1.
+        FailedError: `native` where it cannot be built.
     """
     if key_channels % num_heads or value_channels % num_heads:
         raise UsageError(f'{key_channels} key and {value_channels} value channels must both divide by '

@@ -25,8 +25,8 @@ std::int64_t backward_scratch(const Sizes& sizes, int threads);
 void forward(const Sizes& sizes, const float* qkv, const float* rel_h, const float* rel_w, float* out, float* log_sum,
              void* scratch, int threads);
 
-// From the gradient d_out of `out`, and what `forward` returned, the gradients of its inputs. Results are the same,
-// bit for bit, whenever the number of threads is.
+// From the gradient d_out of `out`, and what `forward` returned, the gradients of its inputs. The same number of
+// threads gives the same results, bit for bit.
 void backward(const Sizes& sizes, const float* qkv, const float* rel_h, const float* rel_w, const float* out,
               const float* log_sum, const float* d_out, float* d_qkv, float* d_rel_h, float* d_rel_w, void* scratch,
               int threads);
