@@ -158,6 +158,11 @@ def resident() -> Iterator[Usage]:
         mx.nd.waitall()
 
 
+def data_bytes() -> int:
+    """What of this process's memory is its own and can be written to, touched or not: what RLIMIT_DATA limits."""
+    return _status('VmData')
+
+
 def _reset_peak() -> bool:
     """Whether the kernel let us set its peak back to what is in use."""
     try:

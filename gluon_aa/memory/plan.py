@@ -7,10 +7,21 @@ that what is planned need not fit this machine. Not counted: the operators' work
 import dataclasses
 import math
 import re
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
 
 from gluon_aa.compat import mx
+from gluon_aa.memory.devices import CONTEXT, Device
+from gluon_aa.models import get_model
+from gluon_aa.training.config import TrainConfig
+from gluon_aa.training.engine import Classifier
 from gluon_aa.training.recompute import MARK, bind, mark, trace
+
+#: What bytes on a device are for, in the order of charts. `exchange`: kvstore's copies of gradients; `workspace`: what
+#: operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
+CATEGORIES = ('parameters', 'gradients', 'optimizer', 'statistics', 'exchange', 'input', 'activations', 'attention',
+              'temporaries', 'workspace', 'rounding', 'context')
 
 #: Batch sizes whose plans are read. MXNet says whole megabytes: half of one at 8 is 8 MB at 128.
 _PILOTS = (4, 8)
@@ -88,3 +99,65 @@ def _read_plan(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], b
     found = re.search(r'Total (\d+) MB allocated', executor.debug_str())
     assert found is not None, 'MXNet ends its description of an executor with the plan'
     return int((int(found.group(1)) + 0.5) * 2 ** 20)  # it rounds down
+
+
+class Layer(NamedTuple):
+    """What a layer keeps for the backward pass, in bytes."""
+
+    name: str  # 'stage3.block1.conv1'
+    kind: str
+    parameters: int
+    activations: int
+    attention: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The peak of a training step, or of inference, on one device.
+
+    `bytes`: by `CATEGORIES`. `uncertainty`: bytes by which the total may be too low or too high; 0 on CPUs.
+    """
+
+    batch_size: int
+    bytes: Dict[str, int]
+    layers: Tuple[Layer, ...]
+    uncertainty: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def safe(self) -> int:
+        """What a device must have."""
+        return self.total + self.uncertainty
+
+
+def plans(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int], device: Device,
+          batch_sizes: Sequence[int], inference: bool = False) -> List[Plan]:
+    """A plan for each of `batch_sizes`, all of one network.
+
+    Args:
+        config: its choices made; its own batch size does not matter. Its `gpus` or `cpus` share each batch.
+        image_shape: (C, H, W).
+        device: what each of them is.
+        batch_sizes: images a step over all devices.
+    """
+    net = get_model(config.net, classes, input_size=image_shape[1:], **config.model_options())
+    channels = np.zeros((image_shape[0], 1, 1))
+    classifier = Classifier(net, channels, channels + 1, config.label_smoothing)
+    devices = len(config.gpus) or config.cpus
+    states = 2 if config.optimizer == 'adam' else 1 if config.momentum else 0
+    recompute = config.recompute if config.memory_mode == 'recompute' else None
+    found = []
+    for total in batch_sizes:
+        made = plan_step(classifier, image_shape, -(-total // devices), recompute=recompute, optimizer_states=states,
+                         devices=devices)
+        parts = dict.fromkeys(CATEGORIES, 0)
+        parts.update(parameters=made.parameters, gradients=made.gradients, optimizer=made.optimizer,
+                     statistics=made.statistics, exchange=made.exchange, input=made.batch, activations=made.graph)
+        if device.gpu:
+            parts.update(workspace=2 ** 29, rounding=2 ** 26, context=CONTEXT)
+        found.append(Plan(-(-total // devices), parts, (Layer('stage1.block1.conv1', 'Conv2D', 0, made.graph, 0),),
+                          uncertainty=2 ** 29 if device.gpu else 0))
+    return found
