@@ -1,7 +1,7 @@
 """What cells need, in processes of their own: a number format and a number of threads hold for a whole process.
 
-Cells come in lines: one network, in one way, at any batch sizes. MXNet is not imported here: each process sets what must
-be set before.
+Cells come in lines: one network, in one way, at any batch sizes. MXNet is not imported here: each process sets what
+must be set before.
 """
 from typing import Any, Dict, List, Optional, Sequence
 
