@@ -25,7 +25,7 @@ NETWORKS = {
 
 def size_of(name):
     """H != W, and large enough that no augmented map is a single pixel, where attention has no gradient."""
-    return (16, 12) if 'wrn' in name else (64, 48)
+    return (16, 12) if 'wrn' in name else (64, 48) if 'stem' in NETWORKS[name] else (32, 24)
 
 
 def build(name, mode=None):
@@ -67,7 +67,7 @@ def test_every_parameter_learns_and_modes_agree(name):
             assert relative_error(other[parameter], gradient) < 5e-3, parameter
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'aa_resnet34'])  # aa_resnet18's blocks
 def test_saved_parameters_load_into_a_new_network(name, tmp_path):
     x = mx.nd.random.uniform(shape=(2, 3, *size_of(name)))
     net = build(name)
