@@ -44,8 +44,8 @@ def test_every_key_is_a_flag():
 
 @pytest.mark.usefixtures('without_curves')
 def test_memory_mode_and_tile(in_tmp_path):
-    result = invoke(*TINY, '--placement', 'stages:2,3', '--attention-backend', 'tiled', '--tile', 10, '--memory-mode', 'recompute', '--recompute',
-                    'blocks', '--json', 'result.json')
+    result = invoke(*TINY, '--placement', 'stages:2,3', '--attention-backend', 'tiled', '--tile', 10, '--memory-mode',
+                    'recompute', '--recompute', 'blocks', '--json', 'result.json')
     assert result.exit_code == 0, result.stderr
     assert '64 a device; attention tiled in tiles of 10, memory mode recompute' in result.stdout
     written = json.loads((in_tmp_path / 'result.json').read_text())

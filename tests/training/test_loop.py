@@ -35,20 +35,20 @@ def parameters(run, epoch):
 
 def test_it_learns_and_leaves_a_complete_run_directory(tmp_path):
     heard = []
-    config = tiny(epochs=6, batch_size=32, schedule='one-cycle', learning_rate=0.1)
+    config = tiny(epochs=4, batch_size=32, schedule='one-cycle', learning_rate=0.1)
     run, result = train(config, tmp_path / 'run', Reporter(on_epoch=heard.append))
-    assert result['test_accuracy'] > 0.85  # 0.94 to 0.98 seen; chance is 0.1
+    assert result['test_accuracy'] > 0.85  # 0.96 to 0.98 seen; chance is 0.1
     assert json.loads((run.path / 'result.json').read_text()) == result
     assert {'test_accuracy', 'val_accuracy', 'best_epoch', 'parameters', 'seconds', 'dataset', 'seed'} <= set(result)
     assert run.config() == config
     rows = run.metrics()
-    assert rows == heard and [row['epoch'] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows == heard and [row['epoch'] for row in rows] == [1, 2, 3, 4]
     assert all(set(row) == {'epoch', 'train_loss', 'train_accuracy', 'val_accuracy', 'images_per_second', 'seconds',
                             'learning_rate'} for row in rows)
     assert result['val_accuracy'] == max(row['val_accuracy'] for row in rows) == (
         rows[result['best_epoch'] - 1]['val_accuracy'])
     assert (run.path / 'curves.png').read_bytes().startswith(b'\x89PNG')
-    assert checkpoint.epochs(run.checkpoints) == sorted({result['best_epoch'], 5, 6})
+    assert checkpoint.epochs(run.checkpoints) == sorted({result['best_epoch'], 3, 4})
     assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp')]
     evaluated = evaluate(RunDirectory.open(run.path))
     assert evaluated['accuracy'] == result['test_accuracy'] and evaluated['epoch'] == result['best_epoch']
