@@ -1,0 +1,190 @@
+"""The ways to compute one network on a device, and what fits each of them: planned, no step is run."""
+import dataclasses
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from gluon_aa.attention import DEFAULT_TILE, native
+from gluon_aa.errors import UsageError
+from gluon_aa.memory.devices import Device
+from gluon_aa.memory.plan import Plan, plans
+from gluon_aa.models.registry import GLUONCV_PREFIX
+from gluon_aa.training import automatic
+from gluon_aa.training.config import FIELDS, TrainConfig
+
+#: No batch larger than this is asked for: it is more than data sets of small images hold.
+LARGEST = 2 ** 16
+
+#: Whether trainings can take a batch in parts.
+ACCUMULATES = 'accumulate' in FIELDS
+
+
+def number_of_devices(config: TrainConfig) -> int:
+    return len(config.gpus) or config.cpus
+
+
+def micro_batches(config: TrainConfig) -> int:
+    """In how many parts each device takes its share of a batch."""
+    return int(getattr(config, 'accumulate', None) or 1)
+
+
+def ways(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
+    """`config` in every way that its devices can compute it.
+
+    Memory mode recompute without tiles has nothing to compute again in attention; so it stands here for plain networks
+    only, whose buffers it packs tighter.
+    """
+    found: List[Dict[str, Any]] = []
+    on_cpus = not config.gpus
+    backends = ['folded', 'reference'] if augmented else ['folded']
+    if augmented and on_cpus and native.unavailable() is None:
+        backends.insert(0, 'native')
+    found += [{'attention_backend': backend, 'memory_mode': 'speed'} for backend in backends]
+    if config.hybridize:
+        again: Dict[str, Any] = {'memory_mode': 'recompute', 'recompute': 'attention'}
+        found += [{'attention_backend': 'tiled', 'tile': tile, **again} for tile in automatic.TILES] if augmented else [
+            {'attention_backend': 'folded', **again}]
+        if on_cpus:
+            found.append({'attention_backend': backends[0], 'memory_mode': 'recompute', 'recompute': 'blocks'})
+    return [with_keys(config, {'recompute': 'attention', **keys}) for keys in found]
+
+
+def with_keys(config: TrainConfig, keys: Dict[str, Any]) -> TrainConfig:
+    """`config` with `keys`, but for attention's where the network is gluoncv's, which takes none."""
+    if config.net.startswith(GLUONCV_PREFIX):
+        keys = {key: value for key, value in keys.items() if key not in ('attention_backend', 'tile')}
+    return dataclasses.replace(config, **keys)
+
+
+def title(config: TrainConfig, augmented: bool) -> str:
+    """A way, for people: 'tiled 256, recompute'."""
+    mode = {'speed': '', 'recompute': 'recompute' if config.recompute == 'attention' else f'recompute {config.recompute}'
+            }[config.memory_mode]
+    if not augmented:
+        return mode or 'speed'
+    tile = f' {config.tile or DEFAULT_TILE}' if config.attention_backend == 'tiled' else ''
+    return f'{config.attention_backend}{tile}{mode and ", "}{mode}'
+
+
+class Planner:
+    """Plans of one network's variants for one device, each made once.
+
+    Args:
+        image_shape: (C, H, W).
+        device: its memory is looked up once. Several CPU devices share the machine's.
+        devices: how many share the work.
+    """
+
+    def __init__(self, classes: int, image_shape: Sequence[int], device: Device, devices: int = 1) -> None:
+        channels, height, width = image_shape
+        self.classes, self.image_shape = classes, (channels, height, width)
+        if device.memory is None:
+            device = device._replace(memory=device.usable // devices)
+        self.device = device
+        self._made: Dict[TrainConfig, Plan] = {}
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a plan and its uncertainty may come to."""
+        return self.device.usable
+
+    def plan(self, config: TrainConfig) -> Plan:
+        """Of a configuration whose choices are made, at its batch size."""
+        return self.batches(config, [config.batch_size])[0]
+
+    def batches(self, config: TrainConfig, batch_sizes: Sequence[int]) -> List[Plan]:
+        """Of the same at several batch sizes."""
+        each = [dataclasses.replace(config, batch_size=size) for size in batch_sizes]
+        missing = [one for one in each if one not in self._made]
+        if missing:
+            made = plans(config, self.classes, self.image_shape, self.device, [one.batch_size for one in missing])
+            self._made.update(zip(missing, made))
+        return [self._made[one] for one in each]
+
+    def fits(self, config: TrainConfig) -> bool:
+        return self.plan(config).safe <= self.budget
+
+    def largest_batch(self, config: TrainConfig) -> int:
+        """Images a step over all devices, as many for each micro-batch; 0 where not even one each fits."""
+        step = number_of_devices(config) * micro_batches(config)
+        self.batches(config, [step, config.batch_size])
+
+        def size(count: int) -> int:
+            return self.batches(config, [count * step])[0].safe
+        return step * largest(size, self.budget, max(2, config.batch_size // step), LARGEST // step)
+
+    def deepest(self, config: TrainConfig, eligible: int) -> Optional[int]:
+        """The largest K whose placement last:K fits; None where not even the network without attention does."""
+        def fits(count: int) -> bool:
+            return self.fits(dataclasses.replace(config, placement=f'last:{count}'))
+        return last_true(fits, range(eligible + 1))
+
+    def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
+        """The smallest `accumulate` beyond that of `config` that fits; None where there is none."""
+        if not ACCUMULATES:
+            return None
+        share = -(-config.batch_size // number_of_devices(config))
+        numbers = [number for number in range(share, micro_batches(config), -1) if share % number == 0]
+        return last_true(lambda number: self.fits(dataclasses.replace(config, **{'accumulate': number})), numbers)
+
+    def resolve(self, config: TrainConfig, augmented: bool) -> TrainConfig:
+        """`config` with its choices made as a training makes them: the first that fits, or else the smallest.
+
+        On CPUs, where no memory is given, nothing is planned: it is the fastest.
+
+        Raises:
+            UsageError: choices that contradict each other or the device.
+        """
+        if not augmented:
+            automatic.candidates(dataclasses.replace(config, attention_backend='folded'))  # for its checks
+            mode = 'speed' if config.memory_mode == 'auto' else config.memory_mode
+            return with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode})
+        open_to = [automatic.apply(config, candidate) for candidate in automatic.candidates(config)]
+        for one in open_to if len(open_to) > 1 else ():
+            if self.fits(one):
+                return one
+        return min(open_to, key=lambda one: self.plan(one).safe) if len(open_to) > 1 else open_to[0]
+
+
+def check_batch(config: TrainConfig) -> None:
+    """Raise UsageError where a device would have no image."""
+    least = number_of_devices(config) * micro_batches(config)
+    if config.batch_size < least:
+        of = f'the number of devices, {least}' if micro_batches(config) == 1 else (
+            f'one image for each micro-batch of each device, {least}')
+        raise UsageError(f'batch_size={config.batch_size} must be at least {of}')
+
+
+def last_true(holds: Callable[[int], bool], values: Sequence[int]) -> Optional[int]:
+    """The last of `values` that it holds for, where it holds up to some value and not beyond; None: for none."""
+    if not values:
+        return None
+    if holds(values[-1]):
+        return values[-1]
+    low, high = -1, len(values) - 1  # it does not hold at `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(values[middle]) else (low, middle)
+    return values[low] if low >= 0 else None
+
+
+def largest(size: Callable[[int], int], budget: int, start: int, limit: int) -> int:
+    """The largest count from 1 to `limit` whose size is within `budget`, 0 for none.
+
+    Sizes grow with the count and nearly in proportion, so that a secant finds it in some four looks; every third look
+    is at the middle, in case they do not.
+
+    Args:
+        start: where to look first, beside 1.
+    """
+    if size(1) > budget:
+        return 0
+    low, high, looks, guess = 1, limit + 1, 0, start
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        found, looks = size(guess), looks + 1
+        low, high = (guess, high) if found <= budget else (low, guess)
+        slope = (found - size(1)) / (guess - 1)
+        guess = guess + int((budget - found) // slope) if slope > 0 else limit
+        if looks % 3 == 0 and high <= limit:
+            guess = (low + high) // 2
+    return low
+
