@@ -1,6 +1,6 @@
 """gluon-aa plan"""
 import shlex
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import click
 from tabulate import tabulate
@@ -17,6 +17,9 @@ KEYS = tuple(key for key in (
     'net', 'batch_size', 'placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'relative',
     'attention_backend', 'memory_mode', 'tile', 'recompute', 'accumulate', 'dtype', 'optimizer', 'momentum', 'dropout',
     'stem', 'hybridize', 'gpus', 'cpus', 'dataset', 'input_size') if key in FIELDS)
+
+NOTE = ('Modelled: no step was run. Time by FLOPs is how much there is to compute, not how fast a backend is:\n'
+        'gluon-aa bench attention measures that.')
 
 Row = Dict[str, Any]
 
@@ -45,18 +48,14 @@ def plan(device_name: str, memory_budget: Optional[int], recipe: Optional[str], 
     device = find_device(device_name, memory_budget)
     config = _on(config, device, given)
     from gluon_aa.data.form import form_of
-    classes, image_shape = form_of(config.dataset, config.input_size and parse_size(config.input_size), classes)
+    size = parse_size(config.input_size) if config.input_size else None
+    classes, image_shape = form_of(config.dataset, size, classes)
     from gluon_aa.memory import advice
     found = advice.advise(config, classes, image_shape, device)
     words = ['gluon-aa', 'train', *(['--config', recipe] if recipe else [])]
-    if config.gpus:
-        given['gpus'] = config.gpus
     for change in found['changes']:
-        change['command'] = shlex.join([*words, *advice.flags({**given, **change['keys']})])
-    echo = printer(json_path)
-    echo(_answer(found, device))
-    echo(_ways(found))
-    echo(_bytes(found))
+        change['command'] = shlex.join([*words, *advice.flags(_keys(config, given, change['keys']))])
+    printer(json_path)('\n\n'.join([_answer(found, device), *_advice(found), *_ways(found), _bytes(found), NOTE]))
     write_result(json_path, found)
 
 
@@ -69,28 +68,43 @@ def _on(config: TrainConfig, device: Device, given: Row) -> TrainConfig:
     return config if config.gpus or not device.gpu else override(config, {'gpus': (0,)})
 
 
+def _keys(config: TrainConfig, given: Row, changed: Row) -> Row:
+    """What a training is told, in the order of the configuration."""
+    keys = {'net': config.net, **given, **changed, **({'gpus': config.gpus} if config.gpus else {})}
+    if config.dataset == 'folder':
+        keys.setdefault('data_dir', config.data_dir or 'DIRECTORY')
+    return {key: keys[key] for key in FIELDS if key in keys}
+
+
 def _answer(found: Row, device: Device) -> str:
+    """Whether it fits, and the figures that one asks for next."""
     cell = found['cells'][0]
     on = f'{cell["devices"]} x {device.title}' if cell['devices'] > 1 else device.title
-    safe = cell['total_bytes'] + cell['uncertainty_bytes']
-    each = ' a device' if cell['devices'] > 1 else ''
-    lines = [f'{cell["net"]} at batch {cell["batch_size"]} {"fits" if cell["fits"] else "does not fit"} {on}: '
-             f'{in_words(safe)} of {in_words(found["budget_bytes"])}{each}, modelled',
-             *_facts(found)]
-    return '\n'.join([*lines, *_advice(found)])
+    verdict = 'fits' if cell['fits'] else 'does not fit'
+    return '\n'.join([f'{cell["net"]} at batch {cell["batch_size"]} {verdict} {on}', '',
+                      *(f'  {name:<22}{text}' for name, text in _facts(found, device))])
 
 
-def _facts(found: Row) -> List[str]:
+def _facts(found: Row, device: Device) -> List[Tuple[str, str]]:
     cell = found['cells'][0]
-    facts = [('computed', f'{cell["way"]}, {cell["dtype"]}'), ('largest batch', _batch(cell))]
+    uncertain = f' + {in_words(cell["uncertainty_bytes"])} uncertainty' if cell['uncertainty_bytes'] else ''
+    each = ' a device' if cell['devices'] > 1 else ''
+    facts = [('computed', f'{cell["way"]}, {cell["dtype"]}'),
+             ('needs', f'{in_words(cell["total_bytes"])}{uncertain}{each}, modelled'),
+             ('may take', f'{in_words(found["budget_bytes"])}{each}'),
+             ('largest batch', _batch(cell))]
     if found['eligible']:
-        facts.append((f'deepest at {cell["batch_size"]}', _depth(cell, found)))
+        facts.append((f'deepest at batch {cell["batch_size"]}', _depth(cell, found)))
     if cell['seconds_at_peak']:
-        facts.append(('a step', f'at least {cell["seconds_at_peak"]:.2f} s, at the peak of the device'))
-    return [f'  {name:<16}{text}' for name, text in facts]
+        facts.append(('a step takes', f'at least {cell["seconds_at_peak"]:.3g} s, at the data sheet\'s '
+                      f'{device.flops[cell["dtype"]] / 1e12:g} TFLOP/s'))
+    return facts
 
 
 def _batch(cell: Row) -> str:
+    from gluon_aa.memory.ways import LARGEST
+    if cell['largest_batch'] > LARGEST - cell['devices'] * cell['accumulate']:
+        return f'{cell["largest_batch"]:,} or more'
     return f'{cell["largest_batch"]:,}' if cell['largest_batch'] else 'none'
 
 
@@ -102,42 +116,39 @@ def _depth(cell: Row, found: Row) -> str:
 
 
 def _advice(found: Row) -> List[str]:
+    """How to make it fit, where it does not."""
     if found['cells'][0]['fits']:
         return []
     if not found['changes']:
         least = found['least']
-        return ['', f'Nothing that could be changed makes it fit: the least there is, {least["way"]} at batch '
-                f'{least["batch_size"]}, needs {in_words(least["total_bytes"] + least["uncertainty_bytes"])}.']
+        return [f'No change makes it fit: the least, {least["way"]} at batch {least["batch_size"]}, needs '
+                f'{in_words(least["total_bytes"] + least["uncertainty_bytes"])}.']
     first, *others = found['changes']
-    lines = ['', f'The cheapest change that makes it fit: {first["why"]}', '', f'  {first["command"]}']
-    if others:
-        rows = [(shlex.join(change['flags']), in_words(change['safe_bytes']), f'{change["extra_time"]:+.1%}',
-                 change['effect']) for change in others]
-        headers = ('or', 'needs', 'time', 'alters')
-        lines += ['', tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'left'))]
-    return lines
+    answer = [f'The cheapest change that makes it fit: {first["why"]}', f'  {first["command"]}']
+    rows = [(shlex.join(change['flags']), in_words(change['safe_bytes']), f'{change["extra_time"]:+.1%}',
+             change['effect'] or 'nothing') for change in others]
+    return answer + [_table(rows, ('or', 'needs', 'time by FLOPs', 'alters'), 'lrrl')] if rows else answer
 
 
-def _ways(found: Row) -> str:
-    depth = bool(found['eligible'])
-    batch = found['cells'][0]['batch_size']
-    rows = [(cell['way'], _batch(cell), *([_depth(cell, found)] if depth else []), f'{cell["relative_time"]:.3f}')
-            for cell in found['cells']]
-    headers = ('way', 'largest batch', *([f'deepest at batch {batch}'] if depth else []), 'time by FLOPs')
-    table = tabulate(rows, headers, disable_numparse=True,
-                     colalign=('left', 'right', *(['right'] if depth else []), 'right'))
-    return f'\n{table}'
+def _ways(found: Row) -> List[str]:
+    """What fits for every way to compute it, the asked one first."""
+    cells, of_depth = found['cells'], bool(found['eligible'])
+    if found['least']:
+        return []
+    rows = [(cell['way'], _batch(cell), f'{cell["relative_time"]:.2f}', *([_depth(cell, found)] if of_depth else []))
+            for cell in cells]
+    headers = ('attention' if of_depth else 'memory mode', 'largest batch', 'time by FLOPs')
+    return [_table(rows, (*headers, f'deepest at batch {cells[0]["batch_size"]}') if of_depth else headers,
+                   'lrrl' if of_depth else 'lrr')]
 
 
 def _bytes(found: Row) -> str:
     cell = found['cells'][0]
-    rows = [(name, _mebibytes(count)) for name, count in cell['bytes'].items() if count]
-    rows += [('total', _mebibytes(cell['total_bytes']))]
-    if cell['uncertainty_bytes']:
-        rows.append(('uncertainty', _mebibytes(cell['uncertainty_bytes'])))
-    rows.append(('usable', _mebibytes(found['budget_bytes'])))
-    return '\n' + str(tabulate(rows, (cell['way'], 'MiB'), disable_numparse=True, colalign=('left', 'right')))
+    rows = [*cell['bytes'].items(), ('total', cell['total_bytes']), ('uncertainty', cell['uncertainty_bytes'])]
+    return _table([(name, f'{count / 2 ** 20:,.1f}', f'{count / cell["total_bytes"]:.1%}')
+                   for name, count in rows if count], ('a device holds', 'MiB', 'share'), 'lrr')
 
 
-def _mebibytes(count: int) -> str:
-    return f'{count / 2 ** 20:,.1f}'
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], align: str) -> str:
+    sides = {'l': 'left', 'r': 'right'}
+    return str(tabulate(rows, headers, disable_numparse=True, colalign=[sides[side] for side in align]))

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from gluon_aa import isolation
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.ways import Planner, check_batch, micro_batches, number_of_devices, title, ways, with_keys
-from gluon_aa.memory.work import Work, work
+from gluon_aa.memory.work import work
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig, kind, load
@@ -42,8 +42,8 @@ class Change(NamedTuple):
     @property
     def why(self) -> str:
         """One line for people."""
-        return (f'{in_words(self.safe_bytes)} of {in_words(self.budget_bytes)}, {self.extra_time:+.1%} time by FLOPs'
-                f'{self.effect and "; "}{self.effect}')
+        return (f'{in_words(self.safe_bytes)} of {in_words(self.budget_bytes)}, {self.extra_time:+.1%} time by FLOPs, '
+                f'alters {self.effect or "nothing"}')
 
     @property
     def rank(self) -> Tuple[Any, ...]:
@@ -80,7 +80,8 @@ def change_that_fits(config: Row, classes: int, image_shape: Sequence[int], devi
     return None if subject.fits else next(iter(subject.changes()), None)
 
 
-def change_that_fits_here(config: Row, classes: int, image_shape: Sequence[int], device: Sequence[Any]) -> Optional[Row]:
+def change_that_fits_here(config: Row, classes: int, image_shape: Sequence[int],
+                          device: Sequence[Any]) -> Optional[Row]:
     """`change_that_fits` of JSON's types, for `isolation.call`: `Change(**answer)` is the change."""
     change = change_that_fits(config, classes, image_shape, Device(*device))
     return None if change is None else change._asdict()
@@ -128,8 +129,10 @@ class _Subject:
         self.eligible = self._eligible() if self.augmented else 0
 
     def _eligible(self) -> int:
-        everywhere = dataclasses.replace(self.config, placement='paper')
-        return work(everywhere, self.planner.classes, self.planner.image_shape).augmented
+        """How many layers there are to augment, whether as wide as they are now or not."""
+        narrowest = dataclasses.replace(self.config, placement='paper', num_heads=1, min_key_channels_per_head=1,
+                                        key_ratio=None, value_ratio=None)
+        return work(narrowest, self.planner.classes, self.planner.image_shape).augmented
 
     @property
     def fits(self) -> bool:
@@ -170,7 +173,7 @@ class _Subject:
     def _in_parts(self, config: TrainConfig) -> List[TrainConfig]:
         """The fewest micro-batches that fit, if any."""
         number = self.planner.fewest_micro_batches(config)
-        return [] if number is None else [dataclasses.replace(config, **{'accumulate': number})]
+        return [] if number is None else [with_keys(config, {'accumulate': number})]
 
     def _fitting(self, configs: Sequence[TrainConfig]) -> List[Change]:
         return [self._change(one) for one in configs if self.planner.fits(one)]
@@ -191,12 +194,12 @@ class _Subject:
     def _effect(self, config: TrainConfig) -> str:
         effects = []
         if config.batch_size != self.given.batch_size:
-            effects.append(f'another training, of {config.batch_size} images a step')
+            effects.append(f'the training: {config.batch_size} images a step')
         if micro_batches(config) != micro_batches(self.given):
             images = -(-config.batch_size // (number_of_devices(config) * micro_batches(config)))
-            effects.append(f'batch norm sees {images} images at a time')
+            effects.append(f'batch norm: {images} images at a time')
         if config.dtype != self.given.dtype:
-            effects.append('convolutions in 16 bits, with loss scaling')
+            effects.append('arithmetic: convolutions in 16 bits, loss scaling')
         return ', '.join(effects)
 
     def _smaller(self) -> List[Change]:

@@ -56,12 +56,13 @@ def with_keys(config: TrainConfig, keys: Dict[str, Any]) -> TrainConfig:
 
 def title(config: TrainConfig, augmented: bool) -> str:
     """A way, for people: 'tiled 256, recompute'."""
-    mode = {'speed': '', 'recompute': 'recompute' if config.recompute == 'attention' else f'recompute {config.recompute}'
-            }[config.memory_mode]
+    mode = config.memory_mode
+    if mode == 'recompute' and config.recompute == 'blocks':
+        mode = 'recompute blocks'
     if not augmented:
-        return mode or 'speed'
+        return mode
     tile = f' {config.tile or DEFAULT_TILE}' if config.attention_backend == 'tiled' else ''
-    return f'{config.attention_backend}{tile}{mode and ", "}{mode}'
+    return f'{config.attention_backend}{tile}' + ('' if mode == 'speed' else f', {mode}')
 
 
 class Planner:
@@ -114,7 +115,10 @@ class Planner:
     def deepest(self, config: TrainConfig, eligible: int) -> Optional[int]:
         """The largest K whose placement last:K fits; None where not even the network without attention does."""
         def fits(count: int) -> bool:
-            return self.fits(dataclasses.replace(config, placement=f'last:{count}'))
+            try:
+                return self.fits(dataclasses.replace(config, placement=f'last:{count}'))
+            except UsageError:  # channels are too few for the heads, and fewer still in the layers before
+                return False
         return last_true(fits, range(eligible + 1))
 
     def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
@@ -123,7 +127,7 @@ class Planner:
             return None
         share = -(-config.batch_size // number_of_devices(config))
         numbers = [number for number in range(share, micro_batches(config), -1) if share % number == 0]
-        return last_true(lambda number: self.fits(dataclasses.replace(config, **{'accumulate': number})), numbers)
+        return last_true(lambda number: self.fits(with_keys(config, {'accumulate': number})), numbers)
 
     def resolve(self, config: TrainConfig, augmented: bool) -> TrainConfig:
         """`config` with its choices made as a training makes them: the first that fits, or else the smallest.
@@ -187,4 +191,3 @@ def largest(size: Callable[[int], int], budget: int, start: int, limit: int) -> 
         if looks % 3 == 0 and high <= limit:
             guess = (low + high) // 2
     return low
-
