@@ -16,7 +16,7 @@ from gluon_aa.training.config import FIELDS, TrainConfig, load, override, parse_
 KEYS = tuple(key for key in (
     'net', 'batch_size', 'placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'relative',
     'attention_backend', 'memory_mode', 'tile', 'recompute', 'accumulate', 'dtype', 'optimizer', 'momentum', 'dropout',
-    'stem', 'hybridize', 'gpus', 'cpus', 'dataset', 'input_size') if key in FIELDS)
+    'stem', 'gpus', 'cpus', 'dataset', 'input_size') if key in FIELDS)
 
 NOTE = ('Modelled: no step was run. Time by FLOPs is how much there is to compute, not how fast a backend is:\n'
         'gluon-aa bench attention measures that.')
@@ -89,15 +89,18 @@ def _facts(found: Row, device: Device) -> List[Tuple[str, str]]:
     cell = found['cells'][0]
     uncertain = f' + {in_words(cell["uncertainty_bytes"])} uncertainty' if cell['uncertainty_bytes'] else ''
     each = ' a device' if cell['devices'] > 1 else ''
+    of = f' of {in_words(device.memory)}' if device.gpu else ' available now' if device.memory is None else ''
     facts = [('computed', f'{cell["way"]}, {cell["dtype"]}'),
              ('needs', f'{in_words(cell["total_bytes"])}{uncertain}{each}, modelled'),
-             ('may take', f'{in_words(found["budget_bytes"])}{each}'),
+             ('may take', f'{in_words(found["budget_bytes"])}{of}{each}'),
              ('largest batch', _batch(cell))]
     if found['eligible']:
         facts.append((f'deepest at batch {cell["batch_size"]}', _depth(cell, found)))
     if cell['seconds_at_peak']:
-        facts.append(('a step takes', f'at least {cell["seconds_at_peak"]:.3g} s, at the data sheet\'s '
-                      f'{device.flops[cell["dtype"]] / 1e12:g} TFLOP/s'))
+        seconds = cell['seconds_at_peak']
+        shown = f'{seconds:.2f} s' if seconds >= 1 else f'{1e3 * seconds:.3g} ms'
+        peak = device.flops[cell['dtype']] / 1e12
+        facts.append(('a step takes', f"at least {shown}, at the data sheet's {peak:g} TFLOP/s"))
     return facts
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_aa import isolation
+from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.ways import Planner, check_batch, micro_batches, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
@@ -120,6 +121,8 @@ class _Subject:
 
     def __init__(self, config: TrainConfig, classes: int, image_shape: Sequence[int], device: Device) -> None:
         check_batch(config)
+        if not config.hybridize:
+            raise UsageError('what a network needs that is not compiled is not known: leave out hybridize: false')
         precision.use(config.dtype, on_gpus=bool(config.gpus))
         self.given = config
         self.work = work(config, classes, image_shape)

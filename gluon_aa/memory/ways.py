@@ -38,12 +38,12 @@ def ways(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
     if augmented and on_cpus and native.unavailable() is None:
         backends.insert(0, 'native')
     found += [{'attention_backend': backend, 'memory_mode': 'speed'} for backend in backends]
-    if config.hybridize:
-        again: Dict[str, Any] = {'memory_mode': 'recompute', 'recompute': 'attention'}
-        found += [{'attention_backend': 'tiled', 'tile': tile, **again} for tile in automatic.TILES] if augmented else [
-            {'attention_backend': 'folded', **again}]
-        if on_cpus:
-            found.append({'attention_backend': backends[0], 'memory_mode': 'recompute', 'recompute': 'blocks'})
+    if augmented:
+        found += [{'attention_backend': 'tiled', 'tile': tile, 'memory_mode': 'recompute'} for tile in automatic.TILES]
+    else:
+        found.append({'attention_backend': 'folded', 'memory_mode': 'recompute'})
+    if on_cpus:
+        found.append({'attention_backend': backends[0], 'memory_mode': 'recompute', 'recompute': 'blocks'})
     return [with_keys(config, {'recompute': 'attention', **keys}) for keys in found]
 
 
