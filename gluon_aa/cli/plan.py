@@ -89,7 +89,7 @@ def _facts(found: Row, device: Device) -> List[Tuple[str, str]]:
     cell = found['cells'][0]
     uncertain = f' + {in_words(cell["uncertainty_bytes"])} uncertainty' if cell['uncertainty_bytes'] else ''
     each = ' a device' if cell['devices'] > 1 else ''
-    of = f' of {in_words(device.memory)}' if device.gpu else ' available now' if device.memory is None else ''
+    of = ' available now' if device.memory is None else f' of {in_words(device.memory)}' if device.gpu else ''
     facts = [('computed', f'{cell["way"]}, {cell["dtype"]}'),
              ('needs', f'{in_words(cell["total_bytes"])}{uncertain}{each}, modelled'),
              ('may take', f'{in_words(found["budget_bytes"])}{of}{each}'),

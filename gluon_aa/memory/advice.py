@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from gluon_aa import isolation
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device, in_words
-from gluon_aa.memory.ways import Planner, check_batch, micro_batches, number_of_devices, title, ways, with_keys
+from gluon_aa.memory.ways import Variants, check_batch, micro_batches, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import precision
@@ -106,8 +106,8 @@ def advise(config: TrainConfig, classes: int, image_shape: Sequence[int], device
     return {
         'cells': [subject.cell(one) for one in subject.ways], 'changes': [
             {**change._asdict(), 'flags': change.flags(), 'why': change.why} for change in changes],
-        'least': None if subject.fits or changes else subject.least(), 'device': subject.planner.device.name,
-        'budget_bytes': subject.planner.budget, 'eligible': subject.eligible, 'flops': subject.work.forward,
+        'least': None if subject.fits or changes else subject.least(), 'device': subject.variants.device.name,
+        'budget_bytes': subject.variants.budget, 'eligible': subject.eligible, 'flops': subject.work.forward,
         'classes': classes, 'image_shape': list(image_shape), 'source': 'modelled'}
 
 
@@ -127,19 +127,27 @@ class _Subject:
         self.given = config
         self.work = work(config, classes, image_shape)
         self.augmented = bool(self.work.augmented)
-        self.planner = Planner(classes, image_shape, device, number_of_devices(config))
-        self.config = self.planner.resolve(config, self.augmented)
+        self.variants = Variants(classes, image_shape, device, number_of_devices(config))
+        self.config = self.variants.resolve(config, self.augmented)
         self.eligible = self._eligible() if self.augmented else 0
 
     def _eligible(self) -> int:
         """How many layers there are to augment, whether as wide as they are now or not."""
         narrowest = dataclasses.replace(self.config, placement='paper', num_heads=1, min_key_channels_per_head=1,
                                         key_ratio=None, value_ratio=None)
-        return work(narrowest, self.planner.classes, self.planner.image_shape).augmented
+        return work(narrowest, self.variants.classes, self.variants.image_shape).augmented
+
+    @property
+    def _depth(self) -> Optional[int]:
+        """The K of last:K that the placement amounts to, if any."""
+        placement = self.given.placement
+        if placement in (None, 'paper') and self.work.augmented == self.eligible:
+            return self.eligible
+        return int(placement[len('last:'):]) if placement is not None and placement.startswith('last:') else None
 
     @property
     def fits(self) -> bool:
-        return self.planner.fits(self.config)
+        return self.variants.fits(self.config)
 
     @property
     def ways(self) -> List[TrainConfig]:
@@ -151,16 +159,16 @@ class _Subject:
 
     def cell(self, config: TrainConfig) -> Row:
         """All about one way."""
-        made, planner = self.planner.plan(config), self.planner
+        made, variants = self.variants.plan(config), self.variants
         return {
             'source': 'modelled', 'net': config.net, 'placement': config.placement, 'batch_size': config.batch_size,
             'accumulate': micro_batches(config), 'devices': number_of_devices(config), 'dtype': config.dtype,
             'way': title(config, self.augmented), **{key: getattr(config, key) for key in _HOW},
             'bytes': made.bytes, 'total_bytes': made.total, 'uncertainty_bytes': made.uncertainty,
-            'fits': planner.fits(config), 'largest_batch': planner.largest_batch(config),
-            'deepest': planner.deepest(config, self.eligible) if self.eligible else None,
+            'fits': variants.fits(config), 'largest_batch': variants.largest_batch(config),
+            'deepest': variants.deepest(config, self.eligible, self._depth) if self.eligible else None,
             'relative_time': self._time(config) + 1,
-            'seconds_at_peak': self.work.seconds_at_peak(config, planner.device)}
+            'seconds_at_peak': self.work.seconds_at_peak(config, variants.device)}
 
     def _time(self, config: TrainConfig) -> float:
         """Extra time by FLOPs."""
@@ -175,15 +183,15 @@ class _Subject:
 
     def _in_parts(self, config: TrainConfig) -> List[TrainConfig]:
         """The fewest micro-batches that fit, if any."""
-        number = self.planner.fewest_micro_batches(config)
+        number = self.variants.fewest_micro_batches(config)
         return [] if number is None else [with_keys(config, {'accumulate': number})]
 
     def _fitting(self, configs: Sequence[TrainConfig]) -> List[Change]:
-        return [self._change(one) for one in configs if self.planner.fits(one)]
+        return [self._change(one) for one in configs if self.variants.fits(one)]
 
     def _change(self, config: TrainConfig) -> Change:
-        size = self.planner.plan(config).safe
-        return Change(self._keys(config), size, self.planner.budget, self._time(config), self._effect(config))
+        size = self.variants.plan(config).safe
+        return Change(self._keys(config), size, self.variants.budget, self._time(config), self._effect(config))
 
     def _keys(self, config: TrainConfig) -> Row:
         """What differs from what was given, in the order of the configuration; attention's keys for all to see."""
@@ -207,8 +215,8 @@ class _Subject:
 
     def _smaller(self) -> List[Change]:
         """The largest batch that fits as asked, or else in the way that needs least."""
-        for config in (self.config, min(self.ways, key=lambda one: self.planner.plan(one).safe)):
-            batch = min(self.planner.largest_batch(config), config.batch_size)
+        for config in (self.config, min(self.ways, key=lambda one: self.variants.plan(one).safe)):
+            batch = min(self.variants.largest_batch(config), config.batch_size)
             if batch:
                 return [self._change(dataclasses.replace(config, batch_size=batch))]
         return []
@@ -217,25 +225,25 @@ class _Subject:
         """The same for float16, in a process of its own."""
         if self.config.dtype != 'float32' or not self.config.gpus:
             return []
-        asked = {'config': self.config.values(), 'classes': self.planner.classes,
-                 'image_shape': list(self.planner.image_shape), 'device': list(self.planner.device),
+        asked = {'config': self.config.values(), 'classes': self.variants.classes,
+                 'image_shape': list(self.variants.image_shape), 'device': list(self.variants.device),
                  'combined': combined}
         found = isolation.call(f'{__name__}:ways_in_float16', asked, TIME_LIMIT)
         return [self._change_of(row) for row in found]
 
     def _change_of(self, row: Row) -> Change:
         config = with_keys(self.config, row['keys'])
-        return Change(self._keys(config), row['safe_bytes'], self.planner.budget, self._time(config),
+        return Change(self._keys(config), row['safe_bytes'], self.variants.budget, self._time(config),
                       self._effect(config))
 
     def least(self) -> Row:
         """What needs least, with one image for each micro-batch."""
         fewest = number_of_devices(self.config) * micro_batches(self.config)
         config = min((dataclasses.replace(one, batch_size=fewest) for one in self.ways),
-                     key=lambda one: self.planner.plan(one).safe)
+                     key=lambda one: self.variants.plan(one).safe)
         return {'way': title(config, self.augmented), 'batch_size': fewest,
-                'total_bytes': self.planner.plan(config).total,
-                'uncertainty_bytes': self.planner.plan(config).uncertainty}
+                'total_bytes': self.variants.plan(config).total,
+                'uncertainty_bytes': self.variants.plan(config).uncertainty}
 
 
 def ways_in_float16(config: Row, classes: int, image_shape: Sequence[int], device: Sequence[Any],
@@ -251,4 +259,4 @@ def ways_in_float16(config: Row, classes: int, image_shape: Sequence[int], devic
         tried = [part for way in subject.ways for part in (way, *subject._in_parts(way))]
     return [{'keys': {**{key: getattr(one, key) for key in (*_HOW, 'dtype')},
                       **({'accumulate': micro_batches(one)} if micro_batches(one) > 1 else {})},
-             'safe_bytes': subject.planner.plan(one).safe} for one in tried if subject.planner.fits(one)]
+             'safe_bytes': subject.variants.plan(one).safe} for one in tried if subject.variants.fits(one)]

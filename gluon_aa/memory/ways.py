@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from gluon_aa.attention import DEFAULT_TILE, native
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device
-from gluon_aa.memory.plan import Plan, plans
+from gluon_aa.memory import plan
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import automatic
 from gluon_aa.training.config import FIELDS, TrainConfig
@@ -65,7 +65,7 @@ def title(config: TrainConfig, augmented: bool) -> str:
     return f'{config.attention_backend}{tile}' + ('' if mode == 'speed' else f', {mode}')
 
 
-class Planner:
+class Variants:
     """Plans of one network's variants for one device, each made once.
 
     Args:
@@ -80,25 +80,23 @@ class Planner:
         if device.memory is None:
             device = device._replace(memory=device.usable // devices)
         self.device = device
-        self._made: Dict[TrainConfig, Plan] = {}
+        self._planners: Dict[TrainConfig, plan.Planner] = {}  # by configurations of one batch size
+        self._made: Dict[TrainConfig, plan.Plan] = {}
+        self._depth: Optional[int] = None  # the last one found: other ways have similar ones, and graphs take long
 
     @property
     def budget(self) -> int:
         """Bytes that a plan and its uncertainty may come to."""
         return self.device.usable
 
-    def plan(self, config: TrainConfig) -> Plan:
+    def plan(self, config: TrainConfig) -> plan.Plan:
         """Of a configuration whose choices are made, at its batch size."""
-        return self.batches(config, [config.batch_size])[0]
-
-    def batches(self, config: TrainConfig, batch_sizes: Sequence[int]) -> List[Plan]:
-        """Of the same at several batch sizes."""
-        each = [dataclasses.replace(config, batch_size=size) for size in batch_sizes]
-        missing = [one for one in each if one not in self._made]
-        if missing:
-            made = plans(config, self.classes, self.image_shape, self.device, [one.batch_size for one in missing])
-            self._made.update(zip(missing, made))
-        return [self._made[one] for one in each]
+        if config not in self._made:
+            network = dataclasses.replace(config, batch_size=1)
+            if network not in self._planners:
+                self._planners[network] = plan.Planner(network, self.classes, self.image_shape, self.device)
+            self._made[config] = self._planners[network].plan(config.batch_size)
+        return self._made[config]
 
     def fits(self, config: TrainConfig) -> bool:
         return self.plan(config).safe <= self.budget
@@ -106,20 +104,31 @@ class Planner:
     def largest_batch(self, config: TrainConfig) -> int:
         """Images a step over all devices, as many for each micro-batch; 0 where not even one each fits."""
         step = number_of_devices(config) * micro_batches(config)
-        self.batches(config, [step, config.batch_size])
 
         def size(count: int) -> int:
-            return self.batches(config, [count * step])[0].safe
+            return self.plan(dataclasses.replace(config, batch_size=count * step)).safe
         return step * largest(size, self.budget, max(2, config.batch_size // step), LARGEST // step)
 
-    def deepest(self, config: TrainConfig, eligible: int) -> Optional[int]:
-        """The largest K whose placement last:K fits; None where not even the network without attention does."""
+    def deepest(self, config: TrainConfig, eligible: int, now: Optional[int] = None) -> Optional[int]:
+        """The largest K whose placement last:K fits; None where not even the network without attention does.
+
+        Args:
+            eligible: the largest K that the network has.
+            now: the K that `config` itself amounts to, if any.
+        """
+        def placed(count: int) -> TrainConfig:
+            return config if count == now else dataclasses.replace(config, placement=f'last:{count}')
+
         def fits(count: int) -> bool:
             try:
-                return self.fits(dataclasses.replace(config, placement=f'last:{count}'))
+                return self.fits(placed(count))
             except UsageError:  # channels are too few for the heads, and fewer still in the layers before
                 return False
-        return last_true(fits, range(eligible + 1))
+        if fits(eligible):
+            return eligible
+        found = last_true(fits, range(eligible), self._depth)
+        self._depth = 0 if found is None else found
+        return found
 
     def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
         """The smallest `accumulate` beyond that of `config` that fits; None where there is none."""
@@ -157,16 +166,24 @@ def check_batch(config: TrainConfig) -> None:
         raise UsageError(f'batch_size={config.batch_size} must be at least {of}')
 
 
-def last_true(holds: Callable[[int], bool], values: Sequence[int]) -> Optional[int]:
-    """The last of `values` that it holds for, where it holds up to some value and not beyond; None: for none."""
-    if not values:
-        return None
-    if holds(values[-1]):
-        return values[-1]
-    low, high = -1, len(values) - 1  # it does not hold at `high`
+def last_true(holds: Callable[[int], bool], values: Sequence[int], guess: Optional[int] = None) -> Optional[int]:
+    """The last of `values` that it holds for, where it holds up to some value and not beyond; None: for none.
+
+    Args:
+        guess: the place where it is probably found; by default the last is tried, and then halves.
+    """
+    low, high = -1, len(values)  # it holds at `low` and not at `high`
+    probe, step = (len(values) - 1 if guess is None else guess), 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(values[middle]) else (low, middle)
+        probe = min(max(probe, low + 1), high - 1)
+        if holds(values[probe]):
+            low = probe
+        else:
+            high = probe
+        if guess is None or (low >= 0 and high < len(values)):
+            probe = (low + high) // 2
+        else:
+            probe, step = (low + step if low >= 0 else high - step), 2 * step
     return values[low] if low >= 0 else None
 
 

@@ -19,9 +19,9 @@ def invoke(*arguments):
     return CliRunner(mix_stderr=False).invoke(main, [str(argument) for argument in arguments])
 
 
-def planned(batch_size, device='p100-16g', **keys):
+def planned(batch_size, shape=(3, 8, 12), **keys):
     config = load(None, {**KEYS, 'gpus': [0], **keys})
-    return plans(config, 10, (3, 8, 12), find_device(device), [batch_size])[0]
+    return plans(config, 10, shape, find_device('p100-16g'), [batch_size])[0]
 
 
 def test_help():
@@ -50,10 +50,11 @@ def test_answers_first(in_tmp_path):
 
 
 def test_where_it_does_not_fit_the_command_that_does_is_printed_and_runs(in_tmp_path):
-    least = planned(512, attention_backend='tiled', tile=64, memory_mode='recompute')
+    least = planned(512, (3, 32, 48), attention_backend='tiled', tile=64, memory_mode='recompute')
     budget = least.safe // 0.95 + 2 ** 20
-    result = invoke(*SMALL, '--dataset', 'synthetic', '--device', 'p100-16g', '--batch-size', 512, '--memory-mode',
-                    'speed', '--attention-backend', 'reference', '--memory-budget', int(budget), '--json', '-')
+    result = invoke(*SMALL, '--input-size', '32x48', '--dataset', 'synthetic', '--device', 'p100-16g', '--batch-size',
+                    512, '--memory-mode', 'speed', '--attention-backend', 'reference', '--memory-budget', int(budget),
+                    '--json', '-')
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)  # alone on standard output
     assert result.stderr.startswith('aa_wrn10_1 at batch 512 does not fit P100 PCIe 16 GB\n')

@@ -5,7 +5,7 @@ import pytest
 
 from gluon_aa import isolation
 from gluon_aa.errors import UsageError
-from gluon_aa.memory import advice, ways
+from gluon_aa.memory import advice, plan, ways
 from gluon_aa.memory.advice import Change, advise, change_that_fits
 from gluon_aa.memory.devices import find_device
 from gluon_aa.memory.plan import CATEGORIES, Plan, plans
@@ -25,13 +25,15 @@ BASE, UNCERTAIN = 100, 7
 @pytest.fixture
 def made_up(monkeypatch):
     """Every plan is a base and so much an image and augmented layer, nothing is planned in float16."""
-    def made(config, classes, image_shape, device, batch_sizes):
-        layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
-        each = layers * IMAGE[ways.title(config, True)] / len(config.gpus)
-        return [Plan(size, {**dict.fromkeys(CATEGORIES, 0), 'parameters': BASE * MEGABYTE,
-                            'attention': int(size * each * MEGABYTE)}, (), UNCERTAIN * MEGABYTE)
-                for size in batch_sizes]
-    monkeypatch.setattr(ways, 'plans', made)
+    class Planner:
+        def __init__(self, config, classes, image_shape, device):
+            layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
+            self.image, self.devices = layers * IMAGE[ways.title(config, True)] * MEGABYTE, len(config.gpus)
+
+        def plan(self, batch_size):
+            sizes = {'parameters': BASE * MEGABYTE, 'attention': batch_size * self.image // self.devices}
+            return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), **sizes}, (), UNCERTAIN * MEGABYTE)
+    monkeypatch.setattr(plan, 'Planner', Planner)
     monkeypatch.setattr(advice._Subject, '_in_float16', lambda self, combined: [])
 
 

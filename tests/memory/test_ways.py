@@ -1,13 +1,14 @@
 """Searches against brute force, and the ways to compute a network."""
+import dataclasses
 import math
 
 import pytest
 
 from gluon_aa.attention import native
 from gluon_aa.errors import UsageError
-from gluon_aa.memory import ways as subject
+from gluon_aa.memory import plan, ways as subject
 from gluon_aa.memory.devices import find_device
-from gluon_aa.memory.ways import Planner, largest, last_true, title, ways
+from gluon_aa.memory.ways import Variants, largest, last_true, title, ways
 from gluon_aa.training.config import load
 
 NET = {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4}
@@ -44,8 +45,11 @@ def test_the_largest_is_found_in_few_looks_where_sizes_are_nearly_linear():
 def test_the_last_that_holds():
     for length in range(9):
         for holding in range(length + 1):
-            found = last_true(lambda value: value < holding, range(length))
-            assert found == (holding - 1 if holding else None)
+            for guess in (None, *range(length)):
+                looks = []
+                found = last_true(lambda value: looks.append(value) or value < holding, range(length), guess)
+                assert found == (holding - 1 if holding else None)
+                assert len(looks) == len(set(looks)) and (guess != holding - 1 or len(looks) <= 2)
 
 
 def test_ways_of_each_kind_of_network_on_each_kind_of_device(monkeypatch):
@@ -64,41 +68,42 @@ def test_ways_of_each_kind_of_network_on_each_kind_of_device(monkeypatch):
 
 def test_several_cpu_devices_share_what_the_machine_has(monkeypatch):
     monkeypatch.setattr('gluon_aa.machine.available_memory', lambda: 10 ** 9)
-    assert Planner(10, (3, 8, 12), find_device('cpu'), 4).budget == 10 ** 9 // 4
-    assert Planner(10, (3, 8, 12), find_device('cpu', 10 ** 8), 4).budget == 10 ** 8
-    assert Planner(10, (3, 8, 12), find_device('p100-12g'), 4).budget == find_device('p100-12g').usable
+    assert Variants(10, (3, 8, 12), find_device('cpu'), 4).budget == 10 ** 9 // 4
+    assert Variants(10, (3, 8, 12), find_device('cpu', 10 ** 8), 4).budget == 10 ** 8
+    assert Variants(10, (3, 8, 12), find_device('p100-12g'), 4).budget == find_device('p100-12g').usable
 
 
 def test_the_largest_batch_is_a_multiple_of_the_devices_and_fits():
     asked = config(attention_backend='folded', memory_mode='speed', cpus=3, batch_size=12)
-    sizes = [plan.safe for plan in Planner(10, (3, 16, 24), find_device('cpu')).batches(asked, range(3, 91, 3))]
+    every = Variants(10, (3, 16, 24), find_device('cpu'))
+    sizes = [every.plan(dataclasses.replace(asked, batch_size=size)).safe for size in range(3, 91, 3)]
     for budget in (sizes[20], sizes[20] - 1, sizes[4], sizes[0] - 1):
         expected = 3 * sum(size <= budget for size in sizes)
-        assert Planner(10, (3, 16, 24), find_device('cpu', budget)).largest_batch(asked) == expected
+        assert Variants(10, (3, 16, 24), find_device('cpu', budget)).largest_batch(asked) == expected
 
 
 def test_the_deepest_is_that_of_brute_force():
     shape, asked = (3, 16, 24), config(attention_backend='folded', memory_mode='speed', batch_size=64)
-    every = Planner(10, shape, find_device('cpu'))
+    every = Variants(10, shape, find_device('cpu'))
     sizes = [every.plan(config(placement=f'last:{count}', attention_backend='folded', memory_mode='speed',
                                batch_size=64)).safe for count in range(4)]
     assert sizes[1] < sizes[2] < sizes[3]  # the first layer has fewer weights than the convolution it replaces
     for budget, expected in ((sizes[3], 3), (sizes[3] - 1, 2), (sizes[2] - 1, 1), (min(sizes) - 1, None)):
-        assert Planner(10, shape, find_device('cpu', budget)).deepest(asked, 3) == expected
+        assert Variants(10, shape, find_device('cpu', budget)).deepest(asked, 3) == expected
     # 16 heads leave nothing of the 16 channels of the first stage to the convolution
     wide = config(attention_backend='folded', memory_mode='speed', num_heads=16, placement='last:2', batch_size=1)
-    assert Planner(10, shape, find_device('cpu')).deepest(wide, 3) == 2
+    assert Variants(10, shape, find_device('cpu')).deepest(wide, 3) == 2
 
 
 @pytest.mark.parametrize('fitting, expected', [(0, 'folded'), (1, 'tiled 1024, recompute'), (3, 'tiled 64, recompute')])
 def test_auto_is_the_first_that_fits(monkeypatch, fitting, expected):
     sizes = {'folded': 9, 'tiled 1024, recompute': 8, 'tiled 256, recompute': 7, 'tiled 64, recompute': 6}
-    planner = Planner(10, (3, 8, 12), find_device('t4-16g'))
-    monkeypatch.setattr(planner, 'plan', lambda one: Size(sizes[title(one, True)]))
-    monkeypatch.setattr(Planner, 'budget', 9 - fitting)
-    assert title(planner.resolve(config(gpus=[0]), True), True) == expected
-    monkeypatch.setattr(Planner, 'budget', 1)  # none fits: the smallest
-    assert title(planner.resolve(config(gpus=[0]), True), True) == 'tiled 64, recompute'
+    variants = Variants(10, (3, 8, 12), find_device('t4-16g'))
+    monkeypatch.setattr(variants, 'plan', lambda one: Size(sizes[title(one, True)]))
+    monkeypatch.setattr(Variants, 'budget', 9 - fitting)
+    assert title(variants.resolve(config(gpus=[0]), True), True) == expected
+    monkeypatch.setattr(Variants, 'budget', 1)  # none fits: the smallest
+    assert title(variants.resolve(config(gpus=[0]), True), True) == 'tiled 64, recompute'
 
 
 class Size:
@@ -108,18 +113,25 @@ class Size:
         self.safe = safe
 
 
-def test_each_plan_is_made_once(monkeypatch):
-    made = []
+def test_each_plan_is_made_once_and_each_graph_too(monkeypatch):
+    graphs, made = [], []
 
-    def plans(config, classes, image_shape, device, batch_sizes):
-        made.extend(batch_sizes)
-        return [Size(8 * size) for size in batch_sizes]
-    monkeypatch.setattr(subject, 'plans', plans)
-    planner = Planner(10, (3, 8, 12), find_device('cpu', 99))
-    assert planner.largest_batch(config(batch_size=4)) == 12
-    planner.largest_batch(config(batch_size=4))
-    assert not planner.fits(config(batch_size=13)) and planner.fits(config(batch_size=12))
-    assert len(made) == len(set(made)) <= 5
+    class Planner:
+        def __init__(self, config, classes, image_shape, device):
+            graphs.append(config.attention_backend)
+
+        def plan(self, batch_size):
+            made.append((graphs[-1], batch_size))
+            return Size(8 * batch_size)
+    monkeypatch.setattr(plan, 'Planner', Planner)
+    variants = Variants(10, (3, 8, 12), find_device('cpu', 99))
+    for backend in ('folded', 'reference'):
+        asked = config(batch_size=4, attention_backend=backend)
+        assert variants.largest_batch(asked) == 12
+        variants.largest_batch(asked)
+        assert not variants.fits(dataclasses.replace(asked, batch_size=13))
+        assert variants.fits(dataclasses.replace(asked, batch_size=12))
+    assert graphs == ['folded', 'reference'] and len(made) == len(set(made)) <= 10
 
 
 def test_a_batch_smaller_than_the_devices_is_refused():
