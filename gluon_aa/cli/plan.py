@@ -9,7 +9,7 @@ from gluon_aa.cli.options import key_options
 from gluon_aa.cli.output import json_option, printer, write_result
 from gluon_aa.configs import find_recipe
 from gluon_aa.errors import UsageError
-from gluon_aa.memory.devices import DEVICES, Device, find_device, in_words, parse_bytes
+from gluon_aa.memory.devices import DEVICES, POOL_RESERVE, Device, find_device, in_words, parse_bytes
 from gluon_aa.training.config import FIELDS, TrainConfig, load, override, parse_size
 
 #: Keys that decide what a training step needs; `accumulate` where trainings have it.
@@ -42,6 +42,8 @@ def plan(device_name: str, memory_budget: Optional[int], recipe: Optional[str], 
     devices that share the batch. Exits with 0 whether it fits or not: --json tells in `cells[0].fits`.
     """
     given = {key: value for key, value in options.items() if value is not None}
+    if not recipe:
+        given.setdefault('net', FIELDS['net'].default)
     if 'dataset' not in given and (given.get('input_size') or classes) and not recipe:
         given['dataset'] = 'folder'
     config = load(find_recipe(recipe) if recipe else None, given)
@@ -70,7 +72,7 @@ def _on(config: TrainConfig, device: Device, given: Row) -> TrainConfig:
 
 def _keys(config: TrainConfig, given: Row, changed: Row) -> Row:
     """What a training is told, in the order of the configuration."""
-    keys = {'net': config.net, **given, **changed, **({'gpus': config.gpus} if config.gpus else {})}
+    keys = {**given, **changed, **({'gpus': config.gpus} if config.gpus else {})}
     if config.dataset == 'folder':
         keys.setdefault('data_dir', config.data_dir or 'DIRECTORY')
     return {key: keys[key] for key in FIELDS if key in keys}
@@ -81,21 +83,24 @@ def _answer(found: Row, device: Device) -> str:
     cell = found['cells'][0]
     on = f'{cell["devices"]} x {device.title}' if cell['devices'] > 1 else device.title
     verdict = 'fits' if cell['fits'] else 'does not fit'
-    return '\n'.join([f'{cell["net"]} at batch {cell["batch_size"]} {verdict} {on}', '',
-                      *(f'  {name:<22}{text}' for name, text in _facts(found, device))])
+    facts = _facts(found, device)
+    width = max(len(name) for name, _ in facts)
+    return '\n'.join([f'{cell["net"]} at batch {cell["batch_size"]:,} {verdict} {on}', '',
+                      *(f'  {name:<{width}}  {text}' for name, text in facts)])
 
 
 def _facts(found: Row, device: Device) -> List[Tuple[str, str]]:
     cell = found['cells'][0]
     uncertain = f' + {in_words(cell["uncertainty_bytes"])} uncertainty' if cell['uncertainty_bytes'] else ''
     each = ' a device' if cell['devices'] > 1 else ''
-    of = ' available now' if device.memory is None else f' of {in_words(device.memory)}' if device.gpu else ''
+    of = f'{each} available now' if device.memory is None else (
+        f' of {in_words(device.memory)}{each}: MXNet leaves {POOL_RESERVE:.0%} to others' if device.gpu else each)
     facts = [('computed', f'{cell["way"]}, {cell["dtype"]}'),
              ('needs', f'{in_words(cell["total_bytes"])}{uncertain}{each}, modelled'),
-             ('may take', f'{in_words(found["budget_bytes"])}{of}{each}'),
+             ('may take', f'{in_words(found["budget_bytes"])}{of}'),
              ('largest batch', _batch(cell))]
     if found['eligible']:
-        facts.append((f'deepest at batch {cell["batch_size"]}', _depth(cell, found)))
+        facts.append((f'deepest at batch {cell["batch_size"]:,}', _depth(cell, found)))
     if cell['seconds_at_peak']:
         seconds = cell['seconds_at_peak']
         shown = f'{seconds:.2f} s' if seconds >= 1 else f'{1e3 * seconds:.3g} ms'
@@ -141,15 +146,17 @@ def _ways(found: Row) -> List[str]:
     rows = [(cell['way'], _batch(cell), f'{cell["relative_time"]:.2f}', *([_depth(cell, found)] if of_depth else []))
             for cell in cells]
     headers = ('attention' if of_depth else 'memory mode', 'largest batch', 'time by FLOPs')
-    return [_table(rows, (*headers, f'deepest at batch {cells[0]["batch_size"]}') if of_depth else headers,
+    return [_table(rows, (*headers, f'deepest at batch {cells[0]["batch_size"]:,}') if of_depth else headers,
                    'lrrl' if of_depth else 'lrr')]
 
 
 def _bytes(found: Row) -> str:
     cell = found['cells'][0]
-    rows = [*cell['bytes'].items(), ('total', cell['total_bytes']), ('uncertainty', cell['uncertainty_bytes'])]
-    return _table([(name, f'{count / 2 ** 20:,.1f}', f'{count / cell["total_bytes"]:.1%}')
-                   for name, count in rows if count], ('a device holds', 'MiB', 'share'), 'lrr')
+    rows = [(name, f'{count / 2 ** 20:,.1f}', f'{count / cell["total_bytes"]:.1%}')
+            for name, count in (*cell['bytes'].items(), ('total', cell['total_bytes'])) if count]
+    if cell['uncertainty_bytes']:
+        rows.append(('uncertainty', f'{cell["uncertainty_bytes"] / 2 ** 20:,.1f}', ''))
+    return _table(rows, ('a device holds', 'MiB', 'share'), 'lrr')
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], align: str) -> str:

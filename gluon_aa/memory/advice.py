@@ -13,7 +13,6 @@ from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.ways import Variants, check_batch, micro_batches, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
-from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig, kind, load
 
@@ -194,13 +193,15 @@ class _Subject:
         return Change(self._keys(config), size, self.variants.budget, self._time(config), self._effect(config))
 
     def _keys(self, config: TrainConfig) -> Row:
-        """What differs from what was given, in the order of the configuration; attention's keys for all to see."""
-        of_nothing = () if config.net.startswith(GLUONCV_PREFIX) or not self.augmented else ('attention_backend', )
-        values, given = config.values(), self.given.values()
-        unused = {'tile'} if config.attention_backend != 'tiled' else set()
-        if not of_nothing:
-            unused |= {'attention_backend', 'tile'}
-        return {key: value for key, value in values.items() if value != given[key] and key not in unused}
+        """What differs from what was given and is of any meaning, in the order of the configuration."""
+        meaningless = set()
+        if config.attention_backend != 'tiled' or not self.augmented:
+            meaningless.add('tile')
+        if not self.augmented:
+            meaningless.add('attention_backend')
+        given = self.given.values()
+        return {key: value for key, value in config.values().items()
+                if value != given[key] and key not in meaningless}
 
     def _effect(self, config: TrainConfig) -> str:
         effects = []
@@ -210,7 +211,7 @@ class _Subject:
             images = -(-config.batch_size // (number_of_devices(config) * micro_batches(config)))
             effects.append(f'batch norm: {images} images at a time')
         if config.dtype != self.given.dtype:
-            effects.append('arithmetic: convolutions in 16 bits, loss scaling')
+            effects.append('arithmetic: convolutions in float16')
         return ', '.join(effects)
 
     def _smaller(self) -> List[Change]:
