@@ -20,7 +20,8 @@ _FIRST = ((0, 0, False),)
 _EITHER = ((0, 0, False), (1, 0, False))
 _IN_PLACE: Dict[str, Tuple[Tuple[int, int, bool], ...]] = {
     **dict.fromkeys(('Reshape', '_backward_reshape', 'expand_dims', 'Flatten', 'BlockGrad', '_copy', '_backward_copy',
-                     'Cast', '_backward_cast', 'amp_cast', '_backward_amp_cast', '_identity_with_attr_like_rhs'), _SAME),
+                     'Cast', '_backward_cast', 'amp_cast', '_backward_amp_cast', '_identity_with_attr_like_rhs'),
+                    _SAME),
     **dict.fromkeys(('Activation', '_backward_Activation', 'softmax', 'log_softmax', '_mul_scalar',
                      '_backward_mul_scalar', '_plus_scalar', '_rminus_scalar', 'zeros_like', 'ones_like', 'Dropout',
                      '_backward_Dropout', 'add_n', 'negative'), _FIRST),

@@ -26,7 +26,7 @@ _PLAIN = ('softmax', 'log_softmax', 'FullyConnected', '_backward_FullyConnected'
 #: Operators that begin with TmpMemMgr's workspace.
 _BEGIN = frozenset((
     'Convolution', '_backward_Convolution', 'BatchNorm', '_backward_BatchNorm', '_backward_Activation', 'elemwise_add',
-    'add_n', 'Concat', '_backward_Concat', '_backward_Pooling', 'FullyConnected', '_backward_FullyConnected'))
+    'Concat', '_backward_Concat', '_backward_Pooling', 'FullyConnected', '_backward_FullyConnected'))
 
 
 class Workspace(NamedTuple):
@@ -74,7 +74,7 @@ class _Walk:
     def visit(self, index: int, node: Node) -> None:
         if node.op is None:
             return
-        if node.op in _BEGIN:
+        if self._begins(node):
             self.largest_sum = max(self.largest_sum, self.pending)
             self.pending = 0
         visitor: Callable[[int, Node], Union[Layout, List[Layout]]] = getattr(
@@ -82,6 +82,11 @@ class _Walk:
         layouts = visitor(index, node)
         for output in range(node.outputs):
             self.layouts[index, output] = layouts[output] if isinstance(layouts, list) else layouts
+
+    def _begins(self, node: Node) -> bool:
+        if node.op == 'add_n':  # oneDNN's only where all arrays are
+            return all(self._layout(node, number) != PLAIN for number in range(len(node.inputs)))
+        return node.op in _BEGIN
 
     def _layout(self, node: Node, number: int) -> Layout:
         return self.layouts.get(node.inputs[number], PLAIN)

@@ -1,8 +1,8 @@
 """The bytes of a training step, or of inference, on one device, modelled: no step is run, nothing is filled in, no GPU.
 
-The graph is the one that trains (graph.py), in the buffers that MXNet gives it (buffers.py), at any batch size. Around it
-lie parameters, gradients, the optimizer's state and the batch. What else a CPU takes is oneDNN's (onednn.py); what else
-a GPU takes is estimated below and uncertain.
+The graph is the one that trains (graph.py), in the buffers that MXNet gives it (buffers.py), at any batch size. Around
+it lie parameters, gradients, the optimizer's state and the batch. What else a CPU takes is oneDNN's (onednn.py); what
+else a GPU takes is estimated below and uncertain.
 """
 import dataclasses
 import math
@@ -22,9 +22,9 @@ from gluon_aa.training.engine import Classifier
 from gluon_aa.training.recompute import MARK, mark, trace
 
 #: What bytes on a device are for, in the order of charts. `statistics`: batch norm's, and the images' mean and
-#: deviation; `exchange`: kvstore's copies of gradients; `activations` and `attention`: what layers keep for the backward
-#: pass, and all else that attention needs; `temporaries`: what other layers need for a while; `workspace`: what
-#: operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
+#: deviation; `exchange`: kvstore's copies of gradients; `activations` and `attention`: what layers keep for the
+#: backward pass, and all else that attention needs; `temporaries`: what other layers need for a while; `workspace`:
+#: what operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
 CATEGORIES = ('parameters', 'gradients', 'optimizer', 'statistics', 'exchange', 'input', 'activations', 'attention',
               'temporaries', 'workspace', 'rounding', 'context')
 
@@ -51,8 +51,8 @@ class Layer(NamedTuple):
 class Plan:
     """The peak of a training step, or of inference, on one device.
 
-    `batch_size`: images in one pass on the device. `bytes`: by `CATEGORIES`. `uncertainty`: bytes by which the total may
-    be too low or too high; 0 on CPUs.
+    `batch_size`: images in one pass on the device. `bytes`: by `CATEGORIES`. `uncertainty`: bytes by which the total
+    may be too low or too high; 0 on CPUs.
     """
 
     batch_size: int
@@ -147,7 +147,7 @@ class Planner:
         return [forward] if self.inference else [forward, buffers.of_backward(self.graph, sizes)]
 
     def _attribute(self, parts: Sequence[Buffers], sizes: Sizes, found: Dict[str, int]) -> List[Layer]:
-        """Add the buffers to the categories, each to what its largest entry is; returns the layers with their shares."""
+        """Add the buffers to the categories, each to what its largest entry is; returns the layers' shares."""
         rows = {owner: Layer(owner.name, owner.kind, sum(self.weights[name] for name in names), 0, 0)
                 for owner, names in self.owners.parameters(self.weights)}
         for part in parts:
