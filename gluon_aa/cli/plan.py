@@ -118,8 +118,8 @@ def _batch(cell: Row) -> str:
 
 def _depth(cell: Row, found: Row) -> str:
     deepest, eligible = cell['deepest'], found['eligible']
-    if deepest is None:
-        return 'none'
+    if not deepest:
+        return 'does not fit' if deepest is None else f'none of {eligible}'
     return f'all {eligible} of {eligible}' if deepest == eligible else f'last:{deepest} of {eligible}'
 
 

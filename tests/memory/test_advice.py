@@ -21,6 +21,8 @@ IMAGE = {'reference': 20, 'reference, recompute': 20, 'folded': 10, 'tiled 1024,
          'tiled 256, recompute': 6, 'tiled 64, recompute': 4}
 BASE, UNCERTAIN = 100, 7
 
+accumulating = pytest.mark.skipif(not ways.ACCUMULATES, reason='trainings take no micro-batches')
+
 
 @pytest.fixture
 def made_up(monkeypatch):
@@ -28,10 +30,11 @@ def made_up(monkeypatch):
     class Planner:
         def __init__(self, config, classes, image_shape, device):
             layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
-            self.image, self.devices = layers * IMAGE[ways.title(config, True)] * MEGABYTE, len(config.gpus)
+            self.image, self.parts = layers * IMAGE[ways.title(config, True)] * MEGABYTE, len(config.gpus)
+            self.parts *= ways.micro_batches(config)
 
         def plan(self, batch_size):
-            sizes = {'parameters': BASE * MEGABYTE, 'attention': batch_size * self.image // self.devices}
+            sizes = {'parameters': BASE * MEGABYTE, 'attention': batch_size * self.image // self.parts}
             return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), **sizes}, (), UNCERTAIN * MEGABYTE)
     monkeypatch.setattr(plan, 'Planner', Planner)
     monkeypatch.setattr(advice._Subject, '_in_float16', lambda self, combined: [])
@@ -84,20 +87,38 @@ def test_a_backend_is_changed_before_what_is_computed_again_and_the_batch(made_u
     assert change.safe_bytes == (BASE + UNCERTAIN + 3 * 10 * 8) * MEGABYTE
     found = advised(BASE + UNCERTAIN + 3 * 6 * 8, **asked)
     keys = [change['keys'] for change in found['changes']]
-    assert keys == [{'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 256},
-                    {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 64},
-                    {'batch_size': 2}]
+    assert keys[:2] == [{'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': tile} for tile in (256, 64)]
+    assert keys[-1] == {'batch_size': 2}
     amount = work(load(None, {**NET, **asked}), 10, SHAPE)
     assert found['changes'][0]['extra_time'] == pytest.approx(amount.maps / (3 * amount.forward))
-    assert 'the training: 2 images a step' in found['changes'][2]['why']
+    assert 'the training: 2 images a step' in found['changes'][-1]['why']
 
 
-def test_where_no_way_fits_the_batch_is_smaller(made_up):
-    change = change_that_fits(*on(BASE + UNCERTAIN + 3 * 4 * 7 + 1))
-    assert change.keys == {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 64, 'batch_size': 7}
+@accumulating
+def test_micro_batches_are_as_few_as_fit_and_come_after_what_alters_nothing(made_up):
     asked = {'attention_backend': 'reference', 'memory_mode': 'speed'}
-    change = change_that_fits(*on(BASE + UNCERTAIN + 3 * 4 * 3, **asked))  # for no image of the reference
-    assert (change.keys['batch_size'], change.keys['attention_backend']) == (3, 'tiled')
+    found = advised(BASE + UNCERTAIN + 3 * 6 * 8, **asked)
+    assert [change['keys'] for change in found['changes']][2:] == [{'accumulate': 4}, {'batch_size': 2}]
+    assert 'alters batch norm: 2 images at a time' in found['changes'][2]['why']
+    change = change_that_fits(*on(BASE + UNCERTAIN + 3 * 4 * 4, **asked))  # no way fits, one image does not either
+    assert change.keys == {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 64, 'accumulate': 2}
+    assert change.flags() == ['--attention-backend', 'tiled', '--tile', '64', '--memory-mode', 'recompute',
+                              '--accumulate', '2']
+
+
+@accumulating
+def test_the_largest_batch_in_micro_batches_is_a_multiple_of_them(made_up):
+    cell = advised(BASE + UNCERTAIN + 3 * 20 * 3 + 59, accumulate=4, attention_backend='reference',
+                   memory_mode='speed')['cells'][0]
+    assert (cell['accumulate'], cell['largest_batch']) == (4, 12)
+
+
+def test_a_smaller_batch_is_the_last_way_out(made_up):
+    *_, change = advised(BASE + UNCERTAIN + 3 * 4 * 7 + 1)['changes']
+    assert change['keys'] == {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 64, 'batch_size': 7}
+    asked = {'attention_backend': 'reference', 'memory_mode': 'speed'}
+    *_, change = advised(BASE + UNCERTAIN + 3 * 4 * 3, **asked)['changes']  # for no image of the reference
+    assert (change['keys']['batch_size'], change['keys']['attention_backend']) == (3, 'tiled')
 
 
 def test_where_nothing_fits_it_tells_the_least(made_up):
@@ -136,7 +157,7 @@ def test_planned_again_the_changed_configuration_fits_and_the_asked_one_does_not
     values = load(None, asked).values()  # as a run directory has them, cpus too
     change = Change(**isolation.call('gluon_aa.memory.advice:change_that_fits_here', {
         'config': values, 'classes': 10, 'image_shape': shape, 'device': list(device)}, 120))
-    assert change.keys['memory_mode'] == 'recompute' and 'batch_size' not in change.keys
+    assert change.keys and 'batch_size' not in change.keys
     assert safe(**change.keys) == change.safe_bytes <= device.usable < safe()
 
 
@@ -144,9 +165,10 @@ def test_blocks_are_computed_again_on_cpus_at_a_third_more():
     asked = {'net': 'wrn10_2', 'batch_size': 64, 'cpus': 1}
     planned = plans(load(None, {**asked, 'memory_mode': 'recompute', 'recompute': 'blocks'}), 10, (3, 32, 48),
                     find_device('cpu'), [64])[0].safe
-    change = change_that_fits(asked, 10, (3, 32, 48), find_device('cpu', planned))
-    assert change.keys == {'memory_mode': 'recompute', 'recompute': 'blocks'}
-    assert change.extra_time == pytest.approx(1 / 3)
+    found = advise(load(None, asked), 10, (3, 32, 48), find_device('cpu', planned))
+    change, = [change for change in found['changes'] if 'recompute' in change['keys']]
+    assert change['keys'] == {'memory_mode': 'recompute', 'recompute': 'blocks'}
+    assert change['safe_bytes'] == planned and change['extra_time'] == pytest.approx(1 / 3)
 
 
 def test_float16_is_offered_on_gpus():
