@@ -1,4 +1,5 @@
 """The ways to compute one network on a device, and what fits each of them: planned, no step is run."""
+import copy
 import dataclasses
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -92,11 +93,17 @@ class Variants:
     def plan(self, config: TrainConfig) -> plan.Plan:
         """Of a configuration whose choices are made, at its batch size."""
         if config not in self._made:
-            network = dataclasses.replace(config, batch_size=1)
-            if network not in self._planners:
-                self._planners[network] = plan.Planner(network, self.classes, self.image_shape, self.device)
-            self._made[config] = self._planners[network].plan(config.batch_size)
+            self._made[config] = self._planner(dataclasses.replace(config, batch_size=1)).plan(config.batch_size)
         return self._made[config]
+
+    def _planner(self, network: TrainConfig) -> plan.Planner:
+        """Of a configuration of one batch size; in however many micro-batches, the graph is the same."""
+        whole = with_keys(network, {'accumulate': 1}) if ACCUMULATES else network
+        if whole not in self._planners:
+            self._planners[whole] = plan.Planner(whole, self.classes, self.image_shape, self.device)
+        planner = copy.copy(self._planners[whole])
+        planner.config = network
+        return planner
 
     def fits(self, config: TrainConfig) -> bool:
         return self.plan(config).safe <= self.budget
@@ -124,19 +131,24 @@ class Variants:
                 return self.fits(placed(count))
             except UsageError:  # channels are too few for the heads, and fewer still in the layers before
                 return False
-        if fits(eligible):
+        if now == eligible and fits(eligible):  # its graph is there anyway
             return eligible
-        found = last_true(fits, range(eligible), self._depth)
+        found = last_true(fits, range(eligible + 1), self._depth)
         self._depth = 0 if found is None else found
         return found
 
     def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
-        """The smallest `accumulate` beyond that of `config` that fits; None where there is none."""
+        """The smallest `accumulate` beyond that of `config` that fits, or the next that gives equal parts, if that is
+        not twice as many; None where none fits."""
         if not ACCUMULATES:
             return None
         share = -(-config.batch_size // number_of_devices(config))
-        numbers = [number for number in range(share, micro_batches(config), -1) if share % number == 0]
-        return last_true(lambda number: self.fits(with_keys(config, {'accumulate': number})), numbers)
+        most = config.batch_size // number_of_devices(config)
+        fewest = last_true(lambda number: self.fits(with_keys(config, {'accumulate': number})),
+                           range(most, micro_batches(config), -1))
+        if fewest is None:
+            return None
+        return next((number for number in range(fewest, min(2 * fewest, most + 1)) if share % number == 0), fewest)
 
     def resolve(self, config: TrainConfig, augmented: bool) -> TrainConfig:
         """`config` with its choices made as a training makes them: the first that fits, or else the smallest.
@@ -170,20 +182,20 @@ def last_true(holds: Callable[[int], bool], values: Sequence[int], guess: Option
     """The last of `values` that it holds for, where it holds up to some value and not beyond; None: for none.
 
     Args:
-        guess: the place where it is probably found; by default the last is tried, and then halves.
+        guess: the place where it is probably found, which takes two looks to confirm; by default the last, which takes
+            one.
     """
     low, high = -1, len(values)  # it holds at `low` and not at `high`
-    probe, step = (len(values) - 1 if guess is None else guess), 1
+    probe, step = (high - 1 if guess is None else guess + 1), 1
     while high - low > 1:
         probe = min(max(probe, low + 1), high - 1)
         if holds(values[probe]):
             low = probe
+            probe = (low + high) // 2 if high < len(values) else high - 1
         else:
             high = probe
-        if guess is None or (low >= 0 and high < len(values)):
-            probe = (low + high) // 2
-        else:
-            probe, step = (low + step if low >= 0 else high - step), 2 * step
+            probe = (low + high) // 2 if low >= 0 or guess is None else high - step
+            step *= 2
     return values[low] if low >= 0 else None
 
 

@@ -29,13 +29,15 @@ def made_up(monkeypatch):
     """Every plan is a base and so much an image and augmented layer, nothing is planned in float16."""
     class Planner:
         def __init__(self, config, classes, image_shape, device):
-            layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
-            self.image, self.parts = layers * IMAGE[ways.title(config, True)] * MEGABYTE, len(config.gpus)
-            self.parts *= ways.micro_batches(config)
+            self.config = config
 
         def plan(self, batch_size):
-            sizes = {'parameters': BASE * MEGABYTE, 'attention': batch_size * self.image // self.parts}
-            return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), **sizes}, (), UNCERTAIN * MEGABYTE)
+            config = self.config
+            layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
+            parts = len(config.gpus) * ways.micro_batches(config)
+            size = batch_size * layers * IMAGE[ways.title(config, True)] * MEGABYTE // parts
+            return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), 'parameters': BASE * MEGABYTE, 'attention': size},
+                        (), UNCERTAIN * MEGABYTE)
     monkeypatch.setattr(plan, 'Planner', Planner)
     monkeypatch.setattr(advice._Subject, '_in_float16', lambda self, combined: [])
 

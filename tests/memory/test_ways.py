@@ -6,7 +6,7 @@ import pytest
 
 from gluon_aa.attention import native
 from gluon_aa.errors import UsageError
-from gluon_aa.memory import plan, ways as subject
+from gluon_aa.memory import plan, ways as ways_module
 from gluon_aa.memory.devices import find_device
 from gluon_aa.memory.ways import Variants, largest, last_true, title, ways
 from gluon_aa.training.config import load
@@ -118,10 +118,11 @@ def test_each_plan_is_made_once_and_each_graph_too(monkeypatch):
 
     class Planner:
         def __init__(self, config, classes, image_shape, device):
+            self.config = config
             graphs.append(config.attention_backend)
 
         def plan(self, batch_size):
-            made.append((graphs[-1], batch_size))
+            made.append((self.config, batch_size))
             return Size(8 * batch_size)
     monkeypatch.setattr(plan, 'Planner', Planner)
     variants = Variants(10, (3, 8, 12), find_device('cpu', 99))
@@ -134,7 +135,26 @@ def test_each_plan_is_made_once_and_each_graph_too(monkeypatch):
     assert graphs == ['folded', 'reference'] and len(made) == len(set(made)) <= 10
 
 
+@pytest.mark.skipif(not ways_module.ACCUMULATES, reason='trainings take no micro-batches')
+@pytest.mark.parametrize('images, batch_size, expected', [
+    (40, 128, 4), (32, 128, 4), (31, 128, 8), (1, 128, 128), (0, 128, None), (50, 127, 3), (60, 127, 3), (64, 127, 2)])
+def test_micro_batches_are_as_few_as_fit_and_equal_where_that_is_near(monkeypatch, images, batch_size, expected):
+    """`images` fit at a time: of 127 there are no equal parts, and 3 parts of 128 would not be equal."""
+    variants = Variants(10, (3, 8, 12), find_device('cpu', 10))
+    monkeypatch.setattr(variants, 'plan', lambda one: Size(
+        10 if math.ceil(one.batch_size / one.accumulate) <= images else 11))
+    assert variants.fewest_micro_batches(config(batch_size=batch_size)) == expected
+
+
+@pytest.mark.skipif(not ways_module.ACCUMULATES, reason='trainings take no micro-batches')
+def test_micro_batches_are_planned_as_by_themselves():
+    asked = config(attention_backend='folded', memory_mode='speed', batch_size=24, accumulate=3)
+    variants = Variants(10, (3, 8, 12), find_device('cpu'))
+    whole = variants.plan(dataclasses.replace(asked, accumulate=1))
+    assert variants.plan(asked) == plan.plans(asked, 10, (3, 8, 12), find_device('cpu'), [24])[0] != whole
+
+
 def test_a_batch_smaller_than_the_devices_is_refused():
     with pytest.raises(UsageError, match='batch_size=2 must be at least the number of devices, 3'):
-        subject.check_batch(config(cpus=3, batch_size=2))
-    subject.check_batch(config(cpus=3, batch_size=3))
+        ways_module.check_batch(config(cpus=3, batch_size=2))
+    ways_module.check_batch(config(cpus=3, batch_size=3))
