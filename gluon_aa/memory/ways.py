@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from gluon_aa.attention import DEFAULT_TILE, native
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device
-from gluon_aa.memory import plan
+from gluon_aa.memory.plan import Plan, Planner
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import automatic
 from gluon_aa.training.config import FIELDS, TrainConfig
@@ -81,8 +81,8 @@ class Variants:
         if device.memory is None:
             device = device._replace(memory=device.usable // devices)
         self.device = device
-        self._planners: Dict[TrainConfig, plan.Planner] = {}  # by configurations of one batch size
-        self._made: Dict[TrainConfig, plan.Plan] = {}
+        self._planners: Dict[TrainConfig, Planner] = {}  # by configurations of one batch size
+        self._made: Dict[TrainConfig, Plan] = {}
         self._depth: Optional[int] = None  # the last one found: other ways have similar ones, and graphs take long
 
     @property
@@ -90,17 +90,17 @@ class Variants:
         """Bytes that a plan and its uncertainty may come to."""
         return self.device.usable
 
-    def plan(self, config: TrainConfig) -> plan.Plan:
+    def plan(self, config: TrainConfig) -> Plan:
         """Of a configuration whose choices are made, at its batch size."""
         if config not in self._made:
             self._made[config] = self._planner(dataclasses.replace(config, batch_size=1)).plan(config.batch_size)
         return self._made[config]
 
-    def _planner(self, network: TrainConfig) -> plan.Planner:
+    def _planner(self, network: TrainConfig) -> Planner:
         """Of a configuration of one batch size; in however many micro-batches, the graph is the same."""
         whole = with_keys(network, {'accumulate': 1}) if ACCUMULATES else network
         if whole not in self._planners:
-            self._planners[whole] = plan.Planner(whole, self.classes, self.image_shape, self.device)
+            self._planners[whole] = Planner(whole, self.classes, self.image_shape, self.device)
         planner = copy.copy(self._planners[whole])
         planner.config = network
         return planner

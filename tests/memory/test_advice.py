@@ -5,7 +5,7 @@ import pytest
 
 from gluon_aa import isolation
 from gluon_aa.errors import UsageError
-from gluon_aa.memory import advice, plan, ways
+from gluon_aa.memory import advice, ways
 from gluon_aa.memory.advice import Change, advise, change_that_fits
 from gluon_aa.memory.devices import find_device
 from gluon_aa.memory.plan import CATEGORIES, Plan, plans
@@ -38,7 +38,7 @@ def made_up(monkeypatch):
             size = batch_size * layers * IMAGE[ways.title(config, True)] * MEGABYTE // parts
             return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), 'parameters': BASE * MEGABYTE, 'attention': size},
                         (), UNCERTAIN * MEGABYTE)
-    monkeypatch.setattr(plan, 'Planner', Planner)
+    monkeypatch.setattr(ways, 'Planner', Planner)
     monkeypatch.setattr(advice._Subject, '_in_float16', lambda self, combined: [])
 
 

@@ -124,7 +124,7 @@ def test_each_plan_is_made_once_and_each_graph_too(monkeypatch):
         def plan(self, batch_size):
             made.append((self.config, batch_size))
             return Size(8 * batch_size)
-    monkeypatch.setattr(plan, 'Planner', Planner)
+    monkeypatch.setattr(ways_module, 'Planner', Planner)
     variants = Variants(10, (3, 8, 12), find_device('cpu', 99))
     for backend in ('folded', 'reference'):
         asked = config(batch_size=4, attention_backend=backend)
