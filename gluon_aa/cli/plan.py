@@ -12,11 +12,10 @@ from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import DEVICES, POOL_RESERVE, Device, find_device, in_words, parse_bytes
 from gluon_aa.training.config import FIELDS, TrainConfig, load, override, parse_size
 
-#: Keys that decide what a training step needs; `accumulate` where trainings have it.
-KEYS = tuple(key for key in (
-    'net', 'batch_size', 'placement', 'num_heads', 'key_ratio', 'value_ratio', 'min_key_channels_per_head', 'relative',
-    'attention_backend', 'memory_mode', 'tile', 'recompute', 'accumulate', 'dtype', 'optimizer', 'momentum', 'dropout',
-    'stem', 'gpus', 'cpus', 'dataset', 'input_size') if key in FIELDS)
+#: Keys that decide what a training step needs.
+KEYS = ('net', 'batch_size', 'accumulate', 'placement', 'num_heads', 'key_ratio', 'value_ratio',
+        'min_key_channels_per_head', 'relative', 'attention_backend', 'memory_mode', 'tile', 'recompute', 'dtype',
+        'optimizer', 'momentum', 'dropout', 'stem', 'gpus', 'cpus', 'dataset', 'input_size')
 
 NOTE = ('Modelled: no step was run. Time by FLOPs is how much there is to compute, not how fast a backend is:\n'
         'gluon-aa bench attention measures that.')
@@ -27,14 +26,14 @@ Row = Dict[str, Any]
 @click.command()
 @click.option('--device', 'device_name', default='cpu', show_default=True, metavar='NAME',
               help=f'What to train on: {", ".join(DEVICES)}. The CPU is the one here.')
-@click.option('--memory-budget', metavar='SIZE', callback=lambda ctx, parameter, value: value and parse_bytes(value),
+@click.option('--memory-budget', metavar='SIZE',
               help="Memory of each device, such as 11GiB.  [default: the device's; on the CPU, what is available now]")
 @click.option('--config', 'recipe', metavar='FILE', help='YAML file of keys, or a recipe of ours, such as cpu/digits.')
 @key_options(*KEYS)
 @click.option('--classes', type=click.IntRange(1), help="Classes of a folder's images.  [default: 10]")
 @json_option
-def plan(device_name: str, memory_budget: Optional[int], recipe: Optional[str], classes: Optional[int],
-         json_path: Optional[str], **options: Any) -> None:
+def plan(device_name: str, recipe: Optional[str], classes: Optional[int], json_path: Optional[str],
+         **options: Any) -> None:
     """What of a training fits a device: known beforehand, without running a step and without the device.
 
     Tells the bytes of a training step, the largest batch, the deepest augmentation, and where it does not fit the
@@ -47,7 +46,7 @@ def plan(device_name: str, memory_budget: Optional[int], recipe: Optional[str], 
     if 'dataset' not in given and (given.get('input_size') or classes) and not recipe:
         given['dataset'] = 'folder'
     config = load(find_recipe(recipe) if recipe else None, given)
-    device = find_device(device_name, memory_budget)
+    device = find_device(device_name, parse_bytes(config.memory_budget) if config.memory_budget else None)
     config = _on(config, device, given)
     from gluon_aa.data.form import form_of
     size = parse_size(config.input_size) if config.input_size else None
@@ -71,11 +70,11 @@ def _on(config: TrainConfig, device: Device, given: Row) -> TrainConfig:
 
 
 def _keys(config: TrainConfig, given: Row, changed: Row) -> Row:
-    """What a training is told, in the order of the configuration."""
+    """What a training is told, in the order of the configuration; not the budget, as no choice is left to it."""
     keys = {**given, **changed, **({'gpus': config.gpus} if config.gpus else {})}
     if config.dataset == 'folder':
         keys.setdefault('data_dir', config.data_dir or 'DIRECTORY')
-    return {key: keys[key] for key in FIELDS if key in keys}
+    return {key: keys[key] for key in FIELDS if key in keys and key != 'memory_budget'}
 
 
 def _answer(found: Row, device: Device) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from gluon_aa import isolation
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device, in_words
-from gluon_aa.memory.ways import Variants, check_batch, micro_batches, number_of_devices, title, ways, with_keys
+from gluon_aa.memory.ways import Variants, check_batch, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
 from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig, kind, load
@@ -161,7 +161,7 @@ class _Subject:
         made, variants = self.variants.plan(config), self.variants
         return {
             'source': 'modelled', 'net': config.net, 'placement': config.placement, 'batch_size': config.batch_size,
-            'accumulate': micro_batches(config), 'devices': number_of_devices(config), 'dtype': config.dtype,
+            'accumulate': config.accumulate, 'devices': number_of_devices(config), 'dtype': config.dtype,
             'way': title(config, self.augmented), **{key: getattr(config, key) for key in _HOW},
             'bytes': made.bytes, 'total_bytes': made.total, 'uncertainty_bytes': made.uncertainty,
             'fits': variants.fits(config), 'largest_batch': variants.largest_batch(config),
@@ -183,7 +183,7 @@ class _Subject:
     def _in_parts(self, config: TrainConfig) -> List[TrainConfig]:
         """The fewest micro-batches that fit, if any."""
         number = self.variants.fewest_micro_batches(config)
-        return [] if number is None else [with_keys(config, {'accumulate': number})]
+        return [] if number is None else [dataclasses.replace(config, accumulate=number)]
 
     def _fitting(self, configs: Sequence[TrainConfig]) -> List[Change]:
         return [self._change(one) for one in configs if self.variants.fits(one)]
@@ -207,8 +207,8 @@ class _Subject:
         effects = []
         if config.batch_size != self.given.batch_size:
             effects.append(f'the training: {config.batch_size} images a step')
-        if micro_batches(config) != micro_batches(self.given):
-            images = -(-config.batch_size // (number_of_devices(config) * micro_batches(config)))
+        if config.accumulate != self.given.accumulate:
+            images = -(-config.batch_size // (number_of_devices(config) * config.accumulate))
             effects.append(f'batch norm: {images} images at a time')
         if config.dtype != self.given.dtype:
             effects.append('arithmetic: convolutions in float16')
@@ -239,7 +239,7 @@ class _Subject:
 
     def least(self) -> Row:
         """What needs least, with one image for each micro-batch."""
-        fewest = number_of_devices(self.config) * micro_batches(self.config)
+        fewest = number_of_devices(self.config) * self.config.accumulate
         config = min((dataclasses.replace(one, batch_size=fewest) for one in self.ways),
                      key=lambda one: self.variants.plan(one).safe)
         return {'way': title(config, self.augmented), 'batch_size': fewest,
@@ -258,6 +258,5 @@ def ways_in_float16(config: Row, classes: int, image_shape: Sequence[int], devic
     tried = [subject.config]
     if combined and not subject.fits:
         tried = [part for way in subject.ways for part in (way, *subject._in_parts(way))]
-    return [{'keys': {**{key: getattr(one, key) for key in (*_HOW, 'dtype')},
-                      **({'accumulate': micro_batches(one)} if micro_batches(one) > 1 else {})},
+    return [{'keys': {key: getattr(one, key) for key in (*_HOW, 'dtype', 'accumulate')},
              'safe_bytes': subject.variants.plan(one).safe} for one in tried if subject.variants.fits(one)]

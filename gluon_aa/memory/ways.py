@@ -9,22 +9,14 @@ from gluon_aa.memory.devices import Device
 from gluon_aa.memory.plan import Plan, Planner
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training import automatic
-from gluon_aa.training.config import FIELDS, TrainConfig
+from gluon_aa.training.config import TrainConfig
 
 #: No batch larger than this is asked for: it is more than data sets of small images hold.
 LARGEST = 2 ** 16
 
-#: Whether trainings can take a batch in parts.
-ACCUMULATES = 'accumulate' in FIELDS
-
 
 def number_of_devices(config: TrainConfig) -> int:
     return len(config.gpus) or config.cpus
-
-
-def micro_batches(config: TrainConfig) -> int:
-    """In how many parts each device takes its share of a batch."""
-    return int(getattr(config, 'accumulate', None) or 1)
 
 
 def ways(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
@@ -98,7 +90,7 @@ class Variants:
 
     def _planner(self, network: TrainConfig) -> Planner:
         """Of a configuration of one batch size; in however many micro-batches, the graph is the same."""
-        whole = with_keys(network, {'accumulate': 1}) if ACCUMULATES else network
+        whole = dataclasses.replace(network, accumulate=1)
         if whole not in self._planners:
             self._planners[whole] = Planner(whole, self.classes, self.image_shape, self.device)
         planner = copy.copy(self._planners[whole])
@@ -110,7 +102,7 @@ class Variants:
 
     def largest_batch(self, config: TrainConfig) -> int:
         """Images a step over all devices, as many for each micro-batch; 0 where not even one each fits."""
-        step = number_of_devices(config) * micro_batches(config)
+        step = number_of_devices(config) * config.accumulate
 
         def size(count: int) -> int:
             return self.plan(dataclasses.replace(config, batch_size=count * step)).safe
@@ -140,12 +132,10 @@ class Variants:
     def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
         """The smallest `accumulate` beyond that of `config` that fits, or the next that gives equal parts, if that is
         not twice as many; None where none fits."""
-        if not ACCUMULATES:
-            return None
         share = -(-config.batch_size // number_of_devices(config))
         most = config.batch_size // number_of_devices(config)
-        fewest = last_true(lambda number: self.fits(with_keys(config, {'accumulate': number})),
-                           range(most, micro_batches(config), -1))
+        fewest = last_true(lambda number: self.fits(dataclasses.replace(config, accumulate=number)),
+                           range(most, config.accumulate, -1))
         if fewest is None:
             return None
         return next((number for number in range(fewest, min(2 * fewest, most + 1)) if share % number == 0), fewest)
@@ -171,9 +161,9 @@ class Variants:
 
 def check_batch(config: TrainConfig) -> None:
     """Raise UsageError where a device would have no image."""
-    least = number_of_devices(config) * micro_batches(config)
+    least = number_of_devices(config) * config.accumulate
     if config.batch_size < least:
-        of = f'the number of devices, {least}' if micro_batches(config) == 1 else (
+        of = f'the number of devices, {least}' if config.accumulate == 1 else (
             f'one image for each micro-batch of each device, {least}')
         raise UsageError(f'batch_size={config.batch_size} must be at least {of}')
 

@@ -21,8 +21,6 @@ IMAGE = {'reference': 20, 'reference, recompute': 20, 'folded': 10, 'tiled 1024,
          'tiled 256, recompute': 6, 'tiled 64, recompute': 4}
 BASE, UNCERTAIN = 100, 7
 
-accumulating = pytest.mark.skipif(not ways.ACCUMULATES, reason='trainings take no micro-batches')
-
 
 @pytest.fixture
 def made_up(monkeypatch):
@@ -34,7 +32,7 @@ def made_up(monkeypatch):
         def plan(self, batch_size):
             config = self.config
             layers = 3 if config.placement in (None, 'paper') else int(config.placement[-1])
-            parts = len(config.gpus) * ways.micro_batches(config)
+            parts = len(config.gpus) * config.accumulate
             size = batch_size * layers * IMAGE[ways.title(config, True)] * MEGABYTE // parts
             return Plan(batch_size, {**dict.fromkeys(CATEGORIES, 0), 'parameters': BASE * MEGABYTE, 'attention': size},
                         (), UNCERTAIN * MEGABYTE)
@@ -96,7 +94,6 @@ def test_a_backend_is_changed_before_what_is_computed_again_and_the_batch(made_u
     assert 'the training: 2 images a step' in found['changes'][-1]['why']
 
 
-@accumulating
 def test_micro_batches_are_as_few_as_fit_and_come_after_what_alters_nothing(made_up):
     asked = {'attention_backend': 'reference', 'memory_mode': 'speed'}
     found = advised(BASE + UNCERTAIN + 3 * 6 * 8, **asked)
@@ -108,7 +105,6 @@ def test_micro_batches_are_as_few_as_fit_and_come_after_what_alters_nothing(made
                               '--accumulate', '2']
 
 
-@accumulating
 def test_the_largest_batch_in_micro_batches_is_a_multiple_of_them(made_up):
     cell = advised(BASE + UNCERTAIN + 3 * 20 * 3 + 59, accumulate=4, attention_backend='reference',
                    memory_mode='speed')['cells'][0]

@@ -135,7 +135,6 @@ def test_each_plan_is_made_once_and_each_graph_too(monkeypatch):
     assert graphs == ['folded', 'reference'] and len(made) == len(set(made)) <= 10
 
 
-@pytest.mark.skipif(not ways_module.ACCUMULATES, reason='trainings take no micro-batches')
 @pytest.mark.parametrize('images, batch_size, expected', [
     (40, 128, 4), (32, 128, 4), (31, 128, 8), (1, 128, 128), (0, 128, None), (50, 127, 3), (60, 127, 3), (64, 127, 2)])
 def test_micro_batches_are_as_few_as_fit_and_equal_where_that_is_near(monkeypatch, images, batch_size, expected):
@@ -146,7 +145,6 @@ def test_micro_batches_are_as_few_as_fit_and_equal_where_that_is_near(monkeypatc
     assert variants.fewest_micro_batches(config(batch_size=batch_size)) == expected
 
 
-@pytest.mark.skipif(not ways_module.ACCUMULATES, reason='trainings take no micro-batches')
 def test_micro_batches_are_planned_as_by_themselves():
     asked = config(attention_backend='folded', memory_mode='speed', batch_size=24, accumulate=3)
     variants = Variants(10, (3, 8, 12), find_device('cpu'))
