@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from gluon_aa import isolation
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import Device, in_words
-from gluon_aa.memory.ways import Variants, check_batch, number_of_devices, title, ways, with_keys
+from gluon_aa.memory.ways import Variants, check_batch, choices, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
 from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig, kind, load
@@ -127,7 +127,8 @@ class _Subject:
         self.work = work(config, classes, image_shape)
         self.augmented = bool(self.work.augmented)
         self.variants = Variants(classes, image_shape, device, number_of_devices(config))
-        self.config = self.variants.resolve(config, self.augmented)
+        self.open_to = choices(config, self.augmented)
+        self.config = self.variants.resolve(self.open_to)
         self.eligible = self._eligible() if self.augmented else 0
 
     def _eligible(self) -> int:
@@ -175,13 +176,17 @@ class _Subject:
 
     def changes(self) -> List[Change]:
         """Those that make it fit, cheapest first; of two keys only where no single one does; a smaller batch last."""
-        single = self._fitting([*self.ways[1:], *self._in_parts(self.config)]) + self._in_float16(combined=False)
-        found = single or self._fitting(
-            [part for way in self.ways for part in self._in_parts(way)]) + self._in_float16(combined=True)
+        single = self._fitting(self.ways[1:]) + self._in_parts(self.open_to) + self._in_float16(combined=False)
+        found = single or self._in_parts(self.ways) + self._in_float16(combined=True)
         return sorted(found + self._smaller(), key=lambda change: change.rank)
 
-    def _in_parts(self, config: TrainConfig) -> List[TrainConfig]:
-        """The fewest micro-batches that fit, if any."""
+    def _in_parts(self, configs: Sequence[TrainConfig]) -> List[Change]:
+        """The cheapest in micro-batches, if any fits."""
+        changes = [self._change(part) for config in configs for part in self.parts(config)]
+        return sorted(changes, key=lambda change: change.rank)[:1]
+
+    def parts(self, config: TrainConfig) -> List[TrainConfig]:
+        """In the fewest micro-batches that fit, if any do."""
         number = self.variants.fewest_micro_batches(config)
         return [] if number is None else [dataclasses.replace(config, accumulate=number)]
 
@@ -257,6 +262,6 @@ def ways_in_float16(config: Row, classes: int, image_shape: Sequence[int], devic
     subject = _Subject(_read({**config, 'dtype': _SIXTEEN}), classes, image_shape, Device(*device))
     tried = [subject.config]
     if combined and not subject.fits:
-        tried = [part for way in subject.ways for part in (way, *subject._in_parts(way))]
+        tried = [part for way in subject.ways for part in (way, *subject.parts(way))]
     return [{'keys': {key: getattr(one, key) for key in (*_HOW, 'dtype', 'accumulate')},
              'safe_bytes': subject.variants.plan(one).safe} for one in tried if subject.variants.fits(one)]

@@ -140,23 +140,27 @@ class Variants:
             return None
         return next((number for number in range(fewest, min(2 * fewest, most + 1)) if share % number == 0), fewest)
 
-    def resolve(self, config: TrainConfig, augmented: bool) -> TrainConfig:
-        """`config` with its choices made as a training makes them: the first that fits, or else the smallest.
-
-        On CPUs, where no memory is given, nothing is planned: it is the fastest.
-
-        Raises:
-            UsageError: choices that contradict each other or the device.
-        """
-        if not augmented:
-            automatic.candidates(dataclasses.replace(config, attention_backend='folded'))  # for its checks
-            mode = 'speed' if config.memory_mode == 'auto' else config.memory_mode
-            return with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode})
-        open_to = [automatic.apply(config, candidate) for candidate in automatic.candidates(config)]
-        for one in open_to if len(open_to) > 1 else ():
+    def resolve(self, open_to: Sequence[TrainConfig]) -> TrainConfig:
+        """The first of `open_to` that fits, or else the smallest, as a training chooses; of one nothing is planned."""
+        if len(open_to) == 1:
+            return open_to[0]
+        for one in open_to:
             if self.fits(one):
                 return one
-        return min(open_to, key=lambda one: self.plan(one).safe) if len(open_to) > 1 else open_to[0]
+        return min(open_to, key=lambda one: self.plan(one).safe)
+
+
+def choices(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
+    """`config` with its choices made, in every way that it leaves open to a training, fastest first.
+
+    Raises:
+        UsageError: choices that contradict each other or the device.
+    """
+    if augmented:
+        return [automatic.apply(config, candidate) for candidate in automatic.candidates(config)]
+    automatic.candidates(dataclasses.replace(config, attention_backend='folded'))  # for its checks
+    mode = 'speed' if config.memory_mode == 'auto' else config.memory_mode
+    return [with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode})]
 
 
 def check_batch(config: TrainConfig) -> None:

@@ -105,6 +105,11 @@ def test_micro_batches_are_as_few_as_fit_and_come_after_what_alters_nothing(made
                               '--accumulate', '2']
 
 
+def test_where_auto_leaves_it_open_micro_batches_take_the_fastest_way(made_up):
+    change = change_that_fits(*on(BASE + UNCERTAIN + 3 * 6 * 4))  # two parts, in tiles of 256 or 64
+    assert change.keys == {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 256, 'accumulate': 2}
+
+
 def test_the_largest_batch_in_micro_batches_is_a_multiple_of_them(made_up):
     cell = advised(BASE + UNCERTAIN + 3 * 20 * 3 + 59, accumulate=4, attention_backend='reference',
                    memory_mode='speed')['cells'][0]

@@ -8,7 +8,7 @@ from gluon_aa.attention import native
 from gluon_aa.errors import UsageError
 from gluon_aa.memory import plan, ways as ways_module
 from gluon_aa.memory.devices import find_device
-from gluon_aa.memory.ways import Variants, largest, last_true, title, ways
+from gluon_aa.memory.ways import Variants, choices, largest, last_true, title, ways
 from gluon_aa.training.config import load
 
 NET = {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4}
@@ -101,9 +101,9 @@ def test_auto_is_the_first_that_fits(monkeypatch, fitting, expected):
     variants = Variants(10, (3, 8, 12), find_device('t4-16g'))
     monkeypatch.setattr(variants, 'plan', lambda one: Size(sizes[title(one, True)]))
     monkeypatch.setattr(Variants, 'budget', 9 - fitting)
-    assert title(variants.resolve(config(gpus=[0]), True), True) == expected
+    assert title(variants.resolve(choices(config(gpus=[0]), True)), True) == expected
     monkeypatch.setattr(Variants, 'budget', 1)  # none fits: the smallest
-    assert title(variants.resolve(config(gpus=[0]), True), True) == 'tiled 64, recompute'
+    assert title(variants.resolve(choices(config(gpus=[0]), True)), True) == 'tiled 64, recompute'
 
 
 class Size:
