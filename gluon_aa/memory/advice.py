@@ -14,7 +14,7 @@ from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.ways import Variants, check_batch, choices, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
 from gluon_aa.training import precision
-from gluon_aa.training.config import TrainConfig, kind, load
+from gluon_aa.training.config import TrainConfig, from_values, kind
 
 Row = Dict[str, Any]
 
@@ -76,7 +76,7 @@ def change_that_fits(config: Row, classes: int, image_shape: Sequence[int], devi
     Raises:
         UsageError: a configuration that no training could have.
     """
-    subject = _Subject(_read(config), classes, image_shape, device)
+    subject = _Subject(from_values(config), classes, image_shape, device)
     return None if subject.fits else next(iter(subject.changes()), None)
 
 
@@ -108,11 +108,6 @@ def advise(config: TrainConfig, classes: int, image_shape: Sequence[int], device
         'least': None if subject.fits or changes else subject.least(), 'device': subject.variants.device.name,
         'budget_bytes': subject.variants.budget, 'eligible': subject.eligible, 'flops': subject.work.forward,
         'classes': classes, 'image_shape': list(image_shape), 'source': 'modelled'}
-
-
-def _read(values: Row) -> TrainConfig:
-    """The configuration that has these values: all of them, or those that are not the defaults."""
-    return load(None, {key: value for key, value in values.items() if not (key == 'cpus' and values.get('gpus'))})
 
 
 class _Subject:
@@ -259,7 +254,7 @@ def ways_in_float16(config: Row, classes: int, image_shape: Sequence[int], devic
     Args:
         combined: in any way and in micro-batches; else as it is.
     """
-    subject = _Subject(_read({**config, 'dtype': _SIXTEEN}), classes, image_shape, Device(*device))
+    subject = _Subject(from_values({**config, 'dtype': _SIXTEEN}), classes, image_shape, Device(*device))
     tried = [subject.config]
     if combined and not subject.fits:
         tried = [part for way in subject.ways for part in (way, *subject.parts(way))]

@@ -159,8 +159,10 @@ def choices(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
     if augmented:
         return [automatic.apply(config, candidate) for candidate in automatic.candidates(config)]
     automatic.candidates(dataclasses.replace(config, attention_backend='folded'))  # for its checks
-    mode = 'speed' if config.memory_mode == 'auto' else config.memory_mode
-    return [with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode})]
+    modes = [config.memory_mode]
+    if config.memory_mode == 'auto':
+        modes = ['speed', 'recompute'] if config.memory_budget else ['speed']
+    return [with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode}) for mode in modes]
 
 
 def check_batch(config: TrainConfig) -> None:
