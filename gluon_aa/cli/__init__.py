@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import gluon_aa
-from gluon_aa.cli import bench, data, doctor, evaluate, models, train
+from gluon_aa.cli import bench, data, doctor, evaluate, models, plan, train
 from gluon_aa.errors import FailedError, Notice, UsageError, reason
 
 INTERRUPTED = 130
@@ -63,6 +63,6 @@ def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
     ctx.obj['debug'] |= value
 
 
-for _command in (bench.bench, data.data, doctor.doctor, evaluate.evaluate, models.models, train.train):
+for _command in (bench.bench, data.data, doctor.doctor, evaluate.evaluate, models.models, plan.plan, train.train):
     _accept_debug(_command)
     main.add_command(_command)
