@@ -122,10 +122,11 @@ class Planner:
         self.owners = _Owners(net, self.graph.nodes)
         self.kept = buffers.kept(self.graph)
 
-    def plan(self, batch_size: int) -> Plan:
-        """The plan of a step of `batch_size` images over all devices."""
+    def plan(self, batch_size: int, accumulate: Optional[int] = None) -> Plan:
+        """The plan of a step of `batch_size` images over all devices, in the configuration's micro-batches or so many.
+        """
         devices = len(self.config.gpus) or self.config.cpus
-        passes = 1 if self.inference else getattr(self.config, 'accumulate', 1)
+        passes = 1 if self.inference else accumulate or self.config.accumulate
         images = math.ceil(math.ceil(batch_size / devices) / passes)
         sizes = self.graph.sizes(images)
         parts = self._parts(sizes)

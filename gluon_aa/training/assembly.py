@@ -32,7 +32,11 @@ def build_engine(config: TrainConfig, dataset: Dataset, on_notice: Optional[Call
     shape = (dataset.channels, *dataset.input_size)
     config, choice = automatic.resolve(config, len(dataset.classes), shape)
     if choice.reason and on_notice:
-        on_notice(f'{choice.candidate}: {choice.reason}')
+        advice = '' if choice.fits else ': expect to run out of memory, or take the batch in parts with --accumulate'
+        on_notice(f'{choice.candidate}: {choice.reason}{advice}')
+    if on_notice and config.memory_mode == 'recompute' and -(-config.batch_size // len(devices)) % config.accumulate:
+        on_notice(f'micro-batches of unequal sizes, {config.batch_size} images on {len(devices)} devices in '
+                  f'{config.accumulate} parts, take more memory than planned: better an --accumulate that divides them')
     net = get_model(config.net, len(dataset.classes), input_size=dataset.input_size, **config.model_options())
     products = placement.is_augmented(net) and config.attention_backend != 'native'  # which are OpenBLAS's
     if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and products:
