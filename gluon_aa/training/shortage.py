@@ -82,7 +82,8 @@ def _message(error: Exception, subject: Subject, run: Optional[RunDirectory], co
             'asked': subject.config.values(), 'resolved': config.values(), 'classes': subject.classes,
             'image_shape': list(subject.image_shape), 'memory': subject.memory}, TIME_LIMIT)
     except FailedError as failure:
-        return (f'{asked}{there}; {kept}what fits is not known ({failure}): try --accumulate, or a smaller --batch-size')
+        return (f'{asked}{there}; {kept}what fits is not known ({failure}): try --accumulate, or a smaller '
+                '--batch-size')
     needs = f'{asked}, needs {in_words(found["bytes"])} on each device by plan{there}'
     if found['flags'] is None:
         return f'{needs}; {kept}no change that is known fits: choose a smaller network, or more memory'
