@@ -12,7 +12,7 @@ class FailedError(RuntimeError):
 
 
 class OutOfMemory(FailedError):
-    """Memory was too small. MXNet may hang in this process from here on, even at its end: `os._exit` is what ends it."""
+    """Memory was too small. MXNet may hang in this process from here on, even at its end: `os._exit` ends it."""
 
 
 class Notice(UserWarning):

@@ -166,8 +166,13 @@ def data_bytes() -> int:
 
 
 def left() -> Optional[int]:
-    """Bytes that this process may still take: of its limits, and of what the machine has free; None where none says."""
-    mx.nd.ones((1,)).wait_to_read()  # MXNet's threads, which come with the first operator, have their stacks
+    """Bytes that this process may still take: of its limits, and of what the machine has free; None where none says.
+
+    MXNet's threads and OpenBLAS's buffers, which come with the first product, are there then. OpenBLAS would crash the
+    process where it could not get one later: it ends a list of ways to allocate with a null pointer, and calls that.
+    """
+    square = mx.nd.ones((256, 256))  # large enough for all of OpenBLAS's threads
+    mx.nd.dot(square, square).wait_to_read()
     found = [machine.available_memory()]
     for kind, held in ((resource.RLIMIT_DATA, 'VmData'), (resource.RLIMIT_AS, 'VmSize')):
         limit, _ = resource.getrlimit(kind)

@@ -20,8 +20,12 @@ from gluon_aa.training.tracking import RunDirectory
 #: Seconds that planning may take.
 TIME_LIMIT = 120.0
 
-#: Share of a plan that did not hold which a change may need: Python's own objects and the images are in no plan.
+#: Share of a plan that did not hold which a change may need.
 LESS = 0.8
+
+#: Bytes that a training on CPUs takes beside what is planned, in Python: batches ahead, copies for checkpoints, and the
+#: drawing of curves. 20 MB were seen to be too few, in the end.
+BESIDE = 128 * 2 ** 20
 
 Row = Dict[str, Any]
 
@@ -78,7 +82,8 @@ def _message(error: Exception, subject: Subject, run: Optional[RunDirectory], co
             'asked': subject.config.values(), 'resolved': config.values(), 'classes': subject.classes,
             'image_shape': list(subject.image_shape), 'memory': subject.memory}, TIME_LIMIT)
     except FailedError as failure:
-        return (f'{asked}{there}; {kept}what fits is not known ({failure}): try --accumulate, or a smaller --batch-size')
+        return (f'{asked}{there}; {kept}what fits is not known ({failure}): try --accumulate, or a smaller '
+                '--batch-size')
     needs = f'{asked}, needs {in_words(found["bytes"])} on each device by plan{there}'
     if found['flags'] is None:
         return f'{needs}; {kept}no change that is known fits: choose a smaller network, or more memory'
@@ -121,7 +126,9 @@ def find_out(asked: Row, resolved: Row, classes: int, image_shape: Any, memory: 
     from gluon_aa.training.config import from_values
     subject = Subject(from_values(asked), classes, tuple(image_shape), memory)
     needed = automatic.plan(from_values(resolved), classes, subject.image_shape, _device(subject)).safe
-    usable = min(_device(subject).usable, int(LESS * needed)) if memory is not None else int(LESS * needed)
+    usable = int(LESS * needed)
+    if memory is not None:
+        usable = max(1, min(usable, _device(subject).usable - (0 if subject.config.gpus else BESIDE)))
     device = _device(subject)
     share = device._replace(memory=10 ** 9).usable / 10 ** 9  # of a device's memory that plans may come to
     change = change_that_fits(asked, classes, image_shape, device._replace(memory=int(usable / share)))

@@ -82,8 +82,10 @@ def left_alone(tmp_path_factory):
     {**ATTENTION, 'optimizer': 'sgd', 'hybridize': False},
     {**ATTENTION, 'attention_backend': 'tiled', 'tile': 9, 'memory_mode': 'recompute', 'recompute': 'blocks',
      'dropout': 0.2, 'last_batch': 'keep'},
-    {'memory_mode': 'recompute', 'cpus': 2}],
-    ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager', 'recompute', 'recompute-two-devices'])
+    {'memory_mode': 'recompute', 'cpus': 2}, {'accumulate': 3, 'cpus': 2, 'last_batch': 'keep', 'dropout': 0.3},
+    {'accumulate': 4, 'memory_mode': 'recompute', 'optimizer': 'adam'}],
+    ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager', 'recompute', 'recompute-two-devices',
+         'accumulate-two-devices', 'accumulate-recompute'])
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, left_alone, keys):
     with stop_after(STEPS + 5), pytest.raises(Interrupted) as stopped:
         train(tiny(**keys), tmp_path / 'stopped')
@@ -356,3 +358,12 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, left_alone, monkeypatch):
     assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp')]
     resume(run)
     assert_equal_runs(left_alone(), run)
+
+
+def test_another_number_of_micro_batches_is_told(tmp_path):
+    with stop_after(3), pytest.raises(Interrupted):
+        train(tiny(), tmp_path / 'run')
+    heard = []
+    with stop_after(3), pytest.raises(Interrupted):
+        resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append), accumulate=2)
+    assert heard[0].startswith('not bit for bit what it would have been') and ', 2 micro-batches a step' in heard[0]
