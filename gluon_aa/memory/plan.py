@@ -127,10 +127,11 @@ class Planner:
         """
         devices = len(self.config.gpus) or self.config.cpus
         passes = 1 if self.inference else accumulate or self.config.accumulate
-        images = math.ceil(math.ceil(batch_size / devices) / passes)
+        share = math.ceil(batch_size / devices)
+        images = math.ceil(share / passes)
         sizes = self.graph.sizes(images)
         parts = self._parts(sizes)
-        batch = images * (math.prod(self.image_shape) + 4)  # uint8; labels are int32
+        image = math.prod(self.image_shape) + 4  # uint8; labels are int32
         found = dict.fromkeys(CATEGORIES, 0)
         weights = sum(self.weights.values())
         found.update(
@@ -138,7 +139,7 @@ class Planner:
             optimizer=0 if self.inference else weights * _states(self.config),
             # each key is summed on one of the devices, from a copy of every other's, into one more
             exchange=weights if devices > 1 and not self.inference else 0,
-            input=2 * batch if self.executor else batch)  # an executor has arrays of its own
+            input=image * (share + (images if self.executor else 0)))  # an executor has arrays of its own
         layers = self._attribute(parts, sizes, found)
         if self.device.gpu:
             uncertainty = self._add_gpu(found, parts, sizes)

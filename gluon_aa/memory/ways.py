@@ -131,14 +131,20 @@ class Variants:
 
     def fewest_micro_batches(self, config: TrainConfig) -> Optional[int]:
         """The smallest `accumulate` beyond that of `config` that fits, or the next that gives equal parts, if that is
-        not twice as many; None where none fits."""
+        not twice as many; None where none fits.
+
+        Executors of two sizes share their memory badly, so that with memory mode recompute parts must be equal.
+        """
         share = -(-config.batch_size // number_of_devices(config))
         most = config.batch_size // number_of_devices(config)
         fewest = last_true(lambda number: self.fits(dataclasses.replace(config, accumulate=number)),
                            range(most, config.accumulate, -1))
         if fewest is None:
             return None
-        return next((number for number in range(fewest, min(2 * fewest, most + 1)) if share % number == 0), fewest)
+        equal = [number for number in range(fewest, most + 1) if share % number == 0]
+        if config.memory_mode == 'recompute':
+            return equal[0] if equal else None
+        return equal[0] if equal and equal[0] < 2 * fewest else fewest
 
     def resolve(self, open_to: Sequence[TrainConfig]) -> TrainConfig:
         """The first of `open_to` that fits, or else the smallest, as a training chooses; of one nothing is planned."""
