@@ -188,14 +188,24 @@ def prepare() -> Tuple[Threads, bool, List[str]]:
 
 THREADS, WAITING_SET, ADDED_NAMES = prepare()
 
+#: How many workspaces MXNet keeps for its CPU operators, and whether `share_cores` said so.
+_WORKSPACES = 'MXNET_CPU_TEMP_COPY'
+WORKSPACES_SET = False
+
 
 def share_cores(cpu_devices: int) -> None:
     """One thread for each of several CPU devices; call it before MXNet is imported, else it changes nothing.
 
+    And a workspace for each: MXNet by itself keeps four, each as large as the largest that was asked for, in turn. The
+    operators of a device run one by one, so it needs one.
+
     The OpenBLAS in MXNet's wheel (0.3.13 with OpenMP) never returns from `exec_blas` where two threads call it with
     more than one OpenMP thread each, as the engine's workers of two CPU contexts do for attention's products.
     """
-    global THREADS
+    global THREADS, WORKSPACES_SET
+    if 'mxnet' not in sys.modules and (WORKSPACES_SET or _WORKSPACES not in os.environ):
+        os.environ[_WORKSPACES] = str(cpu_devices)
+        WORKSPACES_SET = True
     if cpu_devices > 1 and THREADS.number > 1 and not THREADS.by_user and 'mxnet' not in sys.modules:
         THREADS = Threads(1, f'one for each of {cpu_devices} CPU devices')
         os.environ['OMP_NUM_THREADS'] = '1'
@@ -206,6 +216,8 @@ def users_environment() -> Dict[str, str]:
     ours = [] if THREADS.by_user else ['OMP_NUM_THREADS']
     if WAITING_SET:
         ours += ['OMP_WAIT_POLICY', 'GOMP_SPINCOUNT']
+    if WORKSPACES_SET:
+        ours.append(_WORKSPACES)
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

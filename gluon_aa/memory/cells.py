@@ -1,30 +1,39 @@
-"""What fits, one line of cells at a time: a network and the batch sizes it is asked for, in a process of its own.
+"""What cells need, in processes of their own: a number format and a number of threads hold for a whole process.
 
-A process has one number format, which a plan needs as well as a step does.
+Cells come in lines: one network, in one way, at any batch sizes. MXNet is not imported here: each process sets what must
+be set before.
 """
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
-from gluon_aa import isolation
-from gluon_aa.memory.devices import Device
-from gluon_aa.memory.steps import ENVIRONMENT
+from gluon_aa import compat, isolation
+from gluon_aa.errors import UsageError
+from gluon_aa.memory.devices import DEVICES, Device
+
+#: Images on each device in the steps that are metered for an extrapolation.
+PILOTS = (1, 2)
 
 Row = Dict[str, Any]
 
 
 def modelled(config: Row, classes: int, image_shape: Sequence[int], device: Device, batch_sizes: Sequence[int],
              time_limit: float, inference: bool = False) -> List[Row]:
-    """A row for each batch size: `batch_size` (over all devices), `bytes` (by category), `total_bytes`,
-    `uncertainty_bytes`, `layers`; no step is run.
+    """A row for each batch size, from a plan: no step is run.
 
     Args:
         config: values of a `TrainConfig`, its choices made.
+        image_shape: (C, H, W).
+        batch_sizes: images over all devices.
+        time_limit: in seconds.
+
+    Returns:
+        `batch_size`, `bytes` (by `gluon_aa.memory.plan.CATEGORIES`), `total_bytes`, `uncertainty_bytes`, `layers`.
 
     Raises:
-        FailedError, UsageError: as the configuration deserves.
+        FailedError: what the configuration deserves, or the process ended badly.
     """
     return list(isolation.call(f'{__name__}:modelled_here', {
         'config': config, 'classes': classes, 'image_shape': list(image_shape), 'device': list(device),
-        'batch_sizes': list(batch_sizes), 'inference': inference}, time_limit, ENVIRONMENT))
+        'batch_sizes': list(batch_sizes), 'inference': inference}, time_limit))
 
 
 def modelled_here(config: Row, classes: int, image_shape: Sequence[int], device: Sequence[Any],
@@ -40,5 +49,49 @@ def modelled_here(config: Row, classes: int, image_shape: Sequence[int], device:
 
 def extrapolated(config: Row, classes: int, image_shape: Sequence[int], device: Device, batch_sizes: Sequence[int],
                  time_limit: float, inference: bool = False) -> List[Row]:
-    """As `modelled`, from steps metered at the tiniest batches, each in a process of its own with this time limit."""
-    return modelled(config, classes, image_shape, device, batch_sizes, time_limit, inference)
+    """As `modelled`, and what steps metered on this CPU at the tiniest batches had more is carried on linearly.
+
+    It is added as temporaries; there is nothing to take off, so that an estimate is never below the model's.
+
+    Args:
+        time_limit: in seconds, of each process.
+
+    Raises:
+        UsageError: a number format that this CPU cannot compute in.
+    """
+    if config['dtype'] == 'float16':
+        raise UsageError('float16 cannot be metered on a CPU: model it')
+    devices = len(config['gpus']) or config['cpus']
+    here = {**config, 'gpus': [], 'cpus': devices}
+    pilots = [devices * pilot for pilot in PILOTS]
+    expected = modelled(here, classes, image_shape, DEVICES['cpu'], pilots, time_limit, inference)
+    beyond = [measured({**here, 'batch_size': pilot}, classes, image_shape, time_limit, inference=inference)
+              ['storage_bytes'] - row['total_bytes'] for pilot, row in zip(pilots, expected)]
+    growth = max(0.0, (beyond[1] - beyond[0]) / (pilots[1] - pilots[0]))
+    rows = modelled(config, classes, image_shape, device, batch_sizes, time_limit, inference)
+    for row in rows:
+        more = max(0, round(beyond[1] + growth * (row['batch_size'] - pilots[1])))
+        row['bytes']['temporaries'] += more
+        row['total_bytes'] += more
+    return rows
+
+
+def measured(config: Row, classes: int, image_shape: Sequence[int], time_limit: float, *, inference: bool = False,
+             budget: Optional[int] = None) -> Row:
+    """The peak of real steps of `config` at its batch size; see `gluon_aa.memory.steps.measure`.
+
+    Raises:
+        FailedError: the process failed; `gluon_aa.memory.failures.is_out_of_memory` tells whether for lack of memory.
+    """
+    return dict(isolation.call(f'{__name__}:measured_here', {
+        'config': config, 'classes': classes, 'image_shape': list(image_shape), 'inference': inference,
+        'budget': budget}, time_limit))
+
+
+def measured_here(config: Row, classes: int, image_shape: Sequence[int], inference: bool, budget: Optional[int]) -> Row:
+    """`measured` in this process, which must be a new one."""
+    if not config['gpus']:
+        compat.share_cores(config['cpus'])
+    from gluon_aa.memory import steps
+    from gluon_aa.training.config import load
+    return steps.measure(load(None, config), classes, image_shape, inference, budget)

@@ -1,108 +1,44 @@
-"""The bytes of a training step on one device, planned: no step is run, no GPU is needed, nothing is filled in.
+"""The bytes of a training step, or of inference, on one device, modelled: no step is run, nothing is filled in, no GPU.
 
-MXNet plans an executor's buffers when it is bound. Its plan is read at small batch sizes and carried on linearly, so
-that what is planned need not fit this machine. Not counted: the operators' workspace, and what the allocator rounds up.
-16-bit formats are planned as if they had 32 bits, which is more than they need.
+The graph is the one that trains (graph.py), in the buffers that MXNet gives it (buffers.py), at any batch size. Around
+it lie parameters, gradients, the optimizer's state and the batch. What else a CPU takes is oneDNN's (onednn.py); what
+else a GPU takes is estimated below and uncertain.
 """
 import dataclasses
 import math
-import re
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from gluon_aa.compat import mx
-from gluon_aa.memory.devices import CONTEXT, Device
+from gluon_aa.layers import AttentionAugmentedConv2D
+from gluon_aa.memory import buffers, onednn
+from gluon_aa.memory.buffers import Buffers
+from gluon_aa.memory.devices import CONTEXT, START_SPIKE, Device
+from gluon_aa.memory.graph import Entry, Node, Sizes, StepGraph
 from gluon_aa.models import get_model
+from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig
 from gluon_aa.training.engine import Classifier
-from gluon_aa.training.recompute import MARK, bind, mark, trace
+from gluon_aa.training.recompute import MARK, mark, trace
 
-#: What bytes on a device are for, in the order of charts. `exchange`: kvstore's copies of gradients; `workspace`: what
-#: operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
+#: What bytes on a device are for, in the order of charts. `statistics`: batch norm's, and the images' mean and
+#: deviation; `exchange`: kvstore's copies of gradients; `activations` and `attention`: what layers keep for the
+#: backward pass, and all else that attention needs; `temporaries`: what other layers need for a while; `workspace`:
+#: what operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
 CATEGORIES = ('parameters', 'gradients', 'optimizer', 'statistics', 'exchange', 'input', 'activations', 'attention',
               'temporaries', 'workspace', 'rounding', 'context')
 
-#: Batch sizes whose plans are read. MXNet says whole megabytes: half of one at 8 is 8 MB at 128.
-_PILOTS = (4, 8)
-_FLOAT = 4  # bytes; MXNet plans every number with as many
+_FLOAT = 4  # bytes; parameters are float32 whatever the number format
 
+#: MXNet's pool of GPU memory rounds up to this: small allocations to pages, larger ones to the second [1.9.1 source].
+_PAGE, _LARGE = 4096, 2 * 2 ** 20
 
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """Bytes on one device by what they are for."""
-
-    parameters: int
-    gradients: int
-    statistics: int  # batch norm's, and the images' mean and deviation
-    optimizer: int
-    exchange: int  # kvstore's copies of the gradients, of several devices
-    batch: int  # images and labels
-    graph: int  # maps kept for the backward pass, attention's, and their gradients
-
-    @property
-    def total(self) -> int:
-        return sum(dataclasses.astuple(self))
-
-
-def plan_step(classifier: Any, image_shape: Tuple[int, int, int], batch_size: int, *, recompute: Optional[str] = None,
-              optimizer_states: int = 1, devices: int = 1) -> StepPlan:
-    """The plan of one training step of a `Classifier`, which need not be initialised.
-
-    Args:
-        image_shape: (C, H, W).
-        batch_size: images a step on each device.
-        recompute: as the configuration has it, for memory mode recompute; None for memory mode speed.
-        optimizer_states: numbers kept for each parameter: 1 with momentum, 2 of Adam.
-        devices: how many share the work.
-    """
-    symbol = trace(classifier, recompute or 'attention')
-    if recompute is None:
-        mark(symbol, [name for name, attributes in symbol.attr_dict().items() if MARK in attributes], False)
-    parameters = classifier.collect_params()
-    trainable = {name for name, parameter in parameters.items() if parameter.grad_req != 'null'}
-    arguments, auxiliary = _shapes(symbol, image_shape, 1)
-    weights = _FLOAT * sum(math.prod(shape) for name, shape in arguments.items() if name in trainable)
-    others = [shape for name, shape in arguments.items() if name in parameters.keys() and name not in trainable]
-    statistics = _FLOAT * sum(math.prod(shape) for shape in (*auxiliary.values(), *others))
-    return StepPlan(
-        parameters=weights, gradients=weights, statistics=statistics, optimizer=optimizer_states * weights,
-        # each key is summed on one of the devices, from a copy of every other's, into one more
-        exchange=weights if devices > 1 else 0,
-        batch=batch_size * (math.prod(image_shape) + 4),
-        graph=_graph_bytes(symbol, trainable, image_shape, batch_size, tight=recompute is not None))
-
-
-def _shapes(symbol: Any, image_shape: Tuple[int, int, int], batch_size: int) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """The shapes of a traced symbol's arguments and auxiliary states, by name."""
-    arguments, _, auxiliary = symbol.infer_shape(images=(batch_size, *image_shape), labels=(batch_size,))
-    return (dict(zip(symbol.list_arguments(), arguments)), dict(zip(symbol.list_auxiliary_states(), auxiliary)))
-
-
-def _graph_bytes(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int, tight: bool) -> int:
-    """The planned buffers of a batch: read where it is small, else extrapolated from the pilots."""
-    if batch_size <= _PILOTS[-1]:
-        return _read_plan(symbol, trainable, image_shape, batch_size, tight)
-    small, large = (_read_plan(symbol, trainable, image_shape, pilot, tight) for pilot in _PILOTS)
-    slope = (large - small) / (_PILOTS[1] - _PILOTS[0])
-    return round(large + slope * (batch_size - _PILOTS[1]))
-
-
-def _read_plan(symbol: Any, trainable: Any, image_shape: Tuple[int, int, int], batch_size: int, tight: bool) -> int:
-    arguments, auxiliary = _shapes(symbol, image_shape, batch_size)
-    kinds = {'images': 'uint8', 'labels': 'int32'}
-    # never written to, so that the system never gives them memory
-    arrays = {name: mx.nd.empty(shape, dtype=kinds.get(name, 'float32')) for name, shape in arguments.items()}
-    gradients = {name: mx.nd.empty(shape) for name, shape in arguments.items() if name in trainable}
-    states = {name: mx.nd.empty(shape) for name, shape in auxiliary.items()}
-    executor = bind(symbol, mx.cpu(), arrays, gradients, states, tight=tight)
-    found = re.search(r'Total (\d+) MB allocated', executor.debug_str())
-    assert found is not None, 'MXNet ends its description of an executor with the plan'
-    return int((int(found.group(1)) + 0.5) * 2 ** 20)  # it rounds down
+#: By how much a GPU's context may differ from what is counted for it, from driver to driver.
+_CONTEXT_UNCERTAINTY = CONTEXT // 3
 
 
 class Layer(NamedTuple):
-    """What a layer keeps for the backward pass, in bytes."""
+    """A layer's parameters, and its share of the categories `activations` and `attention`, in bytes."""
 
     name: str  # 'stage3.block1.conv1'
     kind: str
@@ -115,7 +51,8 @@ class Layer(NamedTuple):
 class Plan:
     """The peak of a training step, or of inference, on one device.
 
-    `bytes`: by `CATEGORIES`. `uncertainty`: bytes by which the total may be too low or too high; 0 on CPUs.
+    `batch_size`: images in one pass on the device. `bytes`: by `CATEGORIES`. `uncertainty`: bytes by which the total
+    may be too low or too high; 0 on CPUs.
     """
 
     batch_size: int
@@ -142,22 +79,174 @@ def plans(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int], 
         image_shape: (C, H, W).
         device: what each of them is.
         batch_sizes: images a step over all devices.
+        inference: an evaluation's pass in place of a training step.
+
+    Raises:
+        UsageError, FailedError: a network that cannot be built, a number format that cannot be had: see
+            `gluon_aa.training.precision.use`, which this calls.
     """
-    net = get_model(config.net, classes, input_size=image_shape[1:], **config.model_options())
-    channels = np.zeros((image_shape[0], 1, 1))
-    classifier = Classifier(net, channels, channels + 1, config.label_smoothing)
-    devices = len(config.gpus) or config.cpus
-    states = 2 if config.optimizer == 'adam' else 1 if config.momentum else 0
-    recompute = config.recompute if config.memory_mode == 'recompute' else None
-    found = []
-    for total in batch_sizes:
-        made = plan_step(classifier, image_shape, -(-total // devices), recompute=recompute, optimizer_states=states,
-                         devices=devices)
-        parts = dict.fromkeys(CATEGORIES, 0)
-        parts.update(parameters=made.parameters, gradients=made.gradients, optimizer=made.optimizer,
-                     statistics=made.statistics, exchange=made.exchange, input=made.batch, activations=made.graph)
-        if device.gpu:
-            parts.update(workspace=2 ** 29, rounding=2 ** 26, context=CONTEXT)
-        found.append(Plan(-(-total // devices), parts, (Layer('stage1.block1.conv1', 'Conv2D', 0, made.graph, 0),),
-                          uncertainty=2 ** 29 if device.gpu else 0))
-    return found
+    planner = Planner(config, classes, image_shape, device, inference)
+    return [planner.plan(batch_size) for batch_size in batch_sizes]
+
+
+class Planner:
+    """Plans of one network at any batch size; the arguments are those of `plans`."""
+
+    def __init__(self, config: TrainConfig, classes: int, image_shape: Tuple[int, int, int], device: Device,
+                 inference: bool = False) -> None:
+        precision.use(config.dtype, on_gpus=device.gpu)
+        net = get_model(config.net, classes, input_size=image_shape[1:], **config.model_options())
+        if config.dtype == 'bfloat16':
+            precision.even_channels(net)
+        channels = np.zeros((image_shape[0], 1, 1))
+        classifier = Classifier(net, channels, channels + 1, config.label_smoothing)
+        self.config, self.device, self.inference, self.image_shape = config, device, inference, image_shape
+        self.executor = config.memory_mode == 'recompute' and not inference
+        symbol = trace(classifier, config.recompute if self.executor else 'attention')
+        if not self.executor:  # hybridized networks compute nothing again
+            mark(symbol, [name for name, attributes in symbol.attr_dict().items() if MARK in attributes], False)
+        parameters = classifier.collect_params()
+        trainable = {name for name, parameter in parameters.items() if parameter.grad_req != 'null'}
+        self.graph = StepGraph(symbol, trainable, image_shape, tight=self.executor)
+        self.weights = {name: _FLOAT * self.graph.parameters({name}) for name in trainable}
+        self.statistics = _FLOAT * self.graph.parameters(set(parameters.keys()) - trainable)
+        self.owners = _Owners(net, self.graph.nodes)
+        self.kept = buffers.kept(self.graph)
+
+    def plan(self, batch_size: int) -> Plan:
+        """The plan of a step of `batch_size` images over all devices."""
+        devices = len(self.config.gpus) or self.config.cpus
+        passes = 1 if self.inference else getattr(self.config, 'accumulate', 1)
+        images = math.ceil(math.ceil(batch_size / devices) / passes)
+        sizes = self.graph.sizes(images)
+        parts = self._parts(sizes)
+        batch = images * (math.prod(self.image_shape) + 4)  # uint8; labels are int32
+        found = dict.fromkeys(CATEGORIES, 0)
+        weights = sum(self.weights.values())
+        found.update(
+            parameters=weights, gradients=weights * (2 if passes > 1 else 1), statistics=self.statistics,
+            optimizer=0 if self.inference else weights * _states(self.config),
+            # each key is summed on one of the devices, from a copy of every other's, into one more
+            exchange=weights if devices > 1 and not self.inference else 0,
+            input=2 * batch if self.executor else batch)  # an executor has arrays of its own
+        layers = self._attribute(parts, sizes, found)
+        if self.device.gpu:
+            uncertainty = self._add_gpu(found, parts, sizes)
+        else:
+            uncertainty = 0
+            taken_over: FrozenSet[Entry] = frozenset().union(*(part.taken_over for part in parts))
+            nodes = self.graph.forward_nodes if self.inference else len(self.graph.nodes)
+            one = onednn.workspace(self.graph, sizes, taken_over, nodes, onednn.block())
+            found['workspace'] = one.copies + devices * (one.total - one.copies)  # CPU devices share theirs
+        return Plan(images, found, tuple(layers), uncertainty)
+
+    def _parts(self, sizes: Sizes) -> List[Buffers]:
+        if self.executor:
+            return [buffers.of_executor(self.graph, sizes)]
+        forward = buffers.of_forward(self.graph, sizes, recording=not self.inference)
+        return [forward] if self.inference else [forward, buffers.of_backward(self.graph, sizes)]
+
+    def _attribute(self, parts: Sequence[Buffers], sizes: Sizes, found: Dict[str, int]) -> List[Layer]:
+        """Add the buffers to the categories, each to what its largest entry is; returns the layers' shares."""
+        rows = {owner: Layer(owner.name, owner.kind, sum(self.weights[name] for name in names), 0, 0)
+                for owner, names in self.owners.parameters(self.weights)}
+        for part in parts:
+            entries: Dict[int, List[Entry]] = {}
+            for entry, buffer in part.of.items():
+                entries.setdefault(buffer, []).append(entry)
+            for buffer, held in entries.items():
+                lasting = [entry for entry in held if entry in self.kept] if not self.inference else []
+                largest = max(lasting or held, key=sizes.bytes)
+                owner = self.owners.of(largest[0])
+                category = 'attention' if owner.attention else 'activations' if lasting else 'temporaries'
+                found[category] += part.sizes[buffer]
+                if category != 'temporaries':
+                    place = owner._replace(attention=False)
+                    row = rows.get(place, Layer(owner.name, owner.kind, 0, 0, 0))
+                    rows[place] = row._replace(**{category: getattr(row, category) + part.sizes[buffer]})
+        return [row for row in rows.values() if any(row[2:])]
+
+    def _add_gpu(self, found: Dict[str, int], parts: Sequence[Buffers], sizes: Sizes) -> int:
+        """Add what a GPU takes beside; returns the uncertainty."""
+        copies = sum(found[name] for name in ('parameters', 'gradients', 'optimizer', 'exchange'))
+        times = copies // max(1, sum(self.weights.values()))
+        allocations = [*(size for part in parts for size in part.sizes), *(list(self.weights.values()) * times)]
+        found['rounding'] = sum(-size % (_PAGE if size <= _LARGE else _LARGE) for size in allocations)
+        # cuDNN asks for anything between nothing and what Winograd's algorithm needs, by what it finds fastest
+        most = max((_winograd_bytes(self.graph, node, sizes) for node in self.graph.nodes), default=0)
+        found['workspace'] = most // 2
+        found['context'] = max(CONTEXT, START_SPIKE - sum(found.values()))
+        return most - most // 2 + _CONTEXT_UNCERTAINTY
+
+
+def _states(config: TrainConfig) -> int:
+    """Numbers that the optimizer keeps for each parameter."""
+    return 2 if config.optimizer == 'adam' else 1 if config.momentum else 0
+
+
+def _winograd_bytes(graph: StepGraph, node: Node, sizes: Sizes) -> int:
+    """Workspace of a 3x3 convolution by Winograd's algorithm F(4x4, 3x3), not fused (Lavin and Gray 2016, arXiv
+    1509.09308): 36 numbers for each 4x4 tile of input and output, and for each 3x3 filter."""
+    if node.op != 'Convolution':
+        return 0
+    data, weight = node.inputs[:2]
+    if sizes.shapes[weight][2:] != (3, 3) or node.attributes.get('stride', '(1, 1)') != '(1, 1)':
+        return 0
+    maps = sizes.bytes(data) + math.prod(sizes.shapes[data]) // sizes.shapes[data][1] * sizes.shapes[weight][0] * \
+        sizes.items[data]
+    return maps * 36 // 16 + sizes.bytes(weight) * 36 // 9
+
+
+class _Owner(NamedTuple):
+    """The layer that a node belongs to, and whether to its attention."""
+
+    name: str
+    kind: str
+    attention: bool = False
+
+
+class _Owners:
+    """Which layer each node of a graph belongs to, by the prefixes of names that Gluon gives."""
+
+    def __init__(self, net: Any, nodes: Sequence[Node]) -> None:
+        self.by_prefix: Dict[str, _Owner] = {}
+        for address, block in _blocks(net, ''):
+            if isinstance(block, AttentionAugmentedConv2D):
+                owner = _Owner(address, type(block).__name__, True)
+                self.by_prefix.update(dict.fromkeys((block.prefix, block.qkv.prefix, block.projection.prefix), owner))
+                self.by_prefix[block.conv.prefix] = owner._replace(attention=False)
+            else:
+                self.by_prefix.setdefault(block.prefix, _Owner(address or 'network', type(block).__name__))
+        self.found: List[_Owner] = []
+        for node in nodes:
+            owner = self._by_name(node.name)
+            if owner is None and node.inputs:  # a sum of gradients
+                owner = self.found[node.inputs[0][0]]
+            self.found.append(owner or _Owner('loss', 'Classifier'))
+
+    def of(self, node: int) -> _Owner:
+        return self.found[node]
+
+    def parameters(self, names: Dict[str, int]) -> Iterator[Tuple[_Owner, List[str]]]:
+        """Layers in the order of their parameters, with the names of those."""
+        grouped: Dict[_Owner, List[str]] = {}
+        for name in names:
+            owner = self._by_name(name) or _Owner('loss', 'Classifier')
+            grouped.setdefault(owner._replace(attention=False), []).append(name)
+        return iter(grouped.items())
+
+    def _by_name(self, name: str) -> Optional[_Owner]:
+        end = name.rfind('_')
+        while end >= 0:
+            if name[:end + 1] in self.by_prefix:
+                return self.by_prefix[name[:end + 1]]
+            end = name.rfind('_', 0, end)
+        return None
+
+
+def _blocks(block: Any, address: str) -> Iterator[Tuple[str, Any]]:
+    """A block and those in it, with their addresses; augmented convolutions as one."""
+    yield address, block
+    if not isinstance(block, AttentionAugmentedConv2D):
+        for name, child in block._children.items():
+            yield from _blocks(child, f'{address}.{name}' if address else name)

@@ -1,73 +1,53 @@
-"""Real steps, measured: each in a process of its own, which may run out of memory, hang or crash.
+"""Real steps, measured; see cells.py for processes of their own, as they may run out of memory, hang or crash.
 
 What is metered is what a training runs: the engine that its configuration builds, from a batch in host memory to the
 updated weights.
 """
 import contextlib
-import re
 import resource
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
-from gluon_aa import compat, isolation
 from gluon_aa.compat import mx
 from gluon_aa.data import Dataset, Split
 from gluon_aa.memory import meter
 from gluon_aa.training.assembly import build_engine
-from gluon_aa.training.config import load
+from gluon_aa.training.config import TrainConfig
 
 #: Steps that a peak is taken over: the optimizer's states come in the first, and workspaces have grown by the third.
 STEPS = 3
 
-#: By default MXNet keeps four copies of the largest workspace, in turn, and peaks depend on whose turn it is.
-ENVIRONMENT = {'MXNET_CPU_TEMP_COPY': '1'}
-
 Row = Dict[str, Any]
 
 
-def measure(config: Row, classes: int, image_shape: Sequence[int], time_limit: float, *, inference: bool = False,
+def measure(config: TrainConfig, classes: int, image_shape: Sequence[int], inference: bool = False,
             budget: Optional[int] = None) -> Row:
-    """The peak of training steps of `config` (or of inference) at its batch size, found in another process.
+    """The peak of training steps of `config` (or of inference) at its batch size, in this process, which must be new.
 
     Args:
-        config: values of a `TrainConfig`.
         image_shape: (C, H, W).
-        time_limit: in seconds.
         budget: bytes that the process may take beyond what it has before it builds the network; enforced on CPUs.
 
     Returns:
         `storage_bytes`: MXNet's own count on the first device, workspaces included; `resident_bytes`: what the process
         grew by (RSS); `driver_bytes`: on a GPU, what the driver says is in use more than before, else None;
         `baseline_bytes`: what the process had before, of the kind that `budget` limits.
-
-    Raises:
-        FailedError: as `isolation.call`; `is_out_of_memory` tells which of them mean that memory was too small.
     """
-    return dict(isolation.call(f'{__name__}:measure_here', {
-        'config': config, 'classes': classes, 'image_shape': list(image_shape), 'inference': inference,
-        'budget': budget}, time_limit, ENVIRONMENT))
-
-
-def measure_here(config: Row, classes: int, image_shape: Sequence[int], inference: bool, budget: Optional[int]) -> Row:
-    """`measure` in this process, which must be a new one."""
-    loaded = load(None, config)
-    if not loaded.gpus:
-        compat.share_cores(loaded.cpus)
     meter.start()
     meter.return_freed_memory()
-    images, labels = _batch(loaded.batch_size, image_shape, classes)
-    device = mx.gpu(loaded.gpus[0]) if loaded.gpus else mx.cpu(0)
+    images, labels = _batch(config.batch_size, image_shape, classes)
+    device = mx.gpu(config.gpus[0]) if config.gpus else mx.cpu(0)
     mx.nd.ones((1,), ctx=device).wait_to_read()
     baseline = meter.data_bytes()
     with _limited(None if budget is None else baseline + budget), meter.storage(device) as allocated, \
-            meter.resident() as held, _driver(loaded.gpus) as driver:
-        engine = build_engine(loaded, _stand_in(classes, image_shape))
+            meter.resident() as held, _driver(config.gpus) as driver:
+        engine = build_engine(config, _stand_in(classes, image_shape))
         for _ in range(STEPS):
             if inference:
                 engine.count_correct([(images, labels)])
             else:
-                engine.train_step(images, labels, loaded.learning_rate).read()
+                engine.train_step(images, labels, config.learning_rate).read()
         mx.nd.waitall()
     return {'storage_bytes': allocated.peak, 'resident_bytes': held.growth, 'baseline_bytes': baseline,
             'driver_bytes': driver.get('bytes')}
@@ -107,15 +87,3 @@ def _driver(gpus: Sequence[int]) -> Iterator[Dict[str, int]]:
     yield found
     if gpus:
         found['bytes'] = before - mx.context.gpu_memory_info(gpus[0])[0]
-
-
-#: What MXNet, CUDA, oneDNN, OpenBLAS, C++ and NumPy say where memory is too small.
-_TOO_LITTLE = re.compile(
-    r'failed to allocate cpu memory|out of memory|could not (create|initialize) a (memory object|primitive)|bad_alloc|'
-    r'cannot allocate memory|unable to allocate|memoryerror|memory allocation (still )?failed|alloc.* failed',
-    re.IGNORECASE)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, ours or MXNet's, means that memory was too small."""
-    return isinstance(error, MemoryError) or bool(_TOO_LITTLE.search(str(error)))

@@ -6,17 +6,15 @@ memory that is free; what the user chose is kept, and only the rest decided.
 import dataclasses
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
-
 from gluon_aa.attention import DEFAULT_TILE, resolve_backend
 from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
-from gluon_aa.memory.plan import StepPlan, plan_step
+from gluon_aa.memory.devices import DEVICES
+from gluon_aa.memory.plan import Plan, plans
 from gluon_aa.models import get_model
 from gluon_aa.models.placement import is_augmented
 from gluon_aa.models.registry import GLUONCV_PREFIX
 from gluon_aa.training.config import TrainConfig
-from gluon_aa.training.engine import Classifier
 
 #: Queries a tile that are tried on GPUs, fastest first.
 TILES = (1024, DEFAULT_TILE, 64)
@@ -150,20 +148,12 @@ def apply(config: TrainConfig, candidate: Candidate) -> TrainConfig:
 
 def planned_bytes(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> int:
     """Bytes that a training step of `config`, its choices made, takes on each device."""
-    made = plan(config, classes, image_shape)
-    return made.total if config.memory_mode == 'recompute' else round(
-        made.total + (HYBRIDIZED_MARGIN - 1) * made.graph)
+    return plan(config, classes, image_shape).total
 
 
-def plan(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> StepPlan:
-    """The plan of a training step of `config`, its choices made, by the executor's own accounts."""
-    net = get_model(config.net, classes, input_size=image_shape[1:], **config.model_options())
-    channels = np.zeros((image_shape[0], 1, 1))
-    devices = len(config.gpus) or config.cpus
-    states = 2 if config.optimizer == 'adam' else 1 if config.momentum else 0
-    recompute = config.recompute if config.memory_mode == 'recompute' else None
-    return plan_step(Classifier(net, channels, channels + 1, config.label_smoothing), image_shape,
-                     -(-config.batch_size // devices), recompute=recompute, optimizer_states=states, devices=devices)
+def plan(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]) -> Plan:
+    """The plan of a training step of `config`, its choices made."""
+    return plans(config, classes, image_shape, DEVICES['cpu'], [config.batch_size])[0]
 
 
 def free_bytes(gpu: int) -> int:

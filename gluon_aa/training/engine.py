@@ -89,8 +89,7 @@ class Engine:
         self.net, self.config, self.devices = net, config, list(devices)
         self.classifier = Classifier(net, mean, std, config.label_smoothing)
         mx.random.seed(config.seed)
-        self.classifier.initialize(mx.init.MSRAPrelu('in', 0), ctx=self.devices)
-        self._fix_shapes(image_shape)
+        self._initialize(image_shape)
         if config.dtype == 'bfloat16':
             precision.even_channels(net)
         self._compile()
@@ -108,11 +107,19 @@ class Engine:
         """The number of correct predictions, as evaluated: with running statistics and without dropout."""
         raise NotImplementedError
 
-    def _fix_shapes(self, image_shape: Tuple[int, int, int]) -> None:
-        """Run one image through, so that every weight is drawn now, right after seeding."""
-        for device in self.devices:
-            self.classifier(mx.nd.zeros((1, *image_shape), dtype='uint8', ctx=device),
-                            mx.nd.zeros((1,), dtype='int32', ctx=device))
+    def _initialize(self, image_shape: Tuple[int, int, int]) -> None:
+        """Draw every weight now, right after seeding.
+
+        Shapes that are not known yet are inferred. Running an image through would tell them too, but leave weights in
+        oneDNN's layout, of which the first update would make two copies.
+        """
+        self.classifier.initialize(mx.init.MSRAPrelu('in', 0), ctx=self.devices)
+        self.classifier.infer_shape(mx.nd.zeros((1, *image_shape), dtype='uint8'), mx.nd.zeros((1,), dtype='int32'))
+        loss, _ = self.classifier(mx.sym.var('images'), mx.sym.var('labels'))
+        parameters = self.classifier.collect_params()
+        for name in (*loss.list_arguments(), *loss.list_auxiliary_states()):
+            if name in parameters.keys():
+                parameters[name]._finish_deferred_init()
 
     def _make_trainer(self) -> Any:
         config = self.config
