@@ -86,7 +86,8 @@ class Request:
         modes = ['auto'] if all(way.memory_mode == _mode(way.attention_backend, 'auto') for way in self.ways) else (
             ways['memory_mode'])
         flags: Dict[str, Any] = {
-            'net': [self.net], 'device': self.devices, 'memory-budget': [self.memory_budget] * bool(self.memory_budget),
+            'net': (self.net,), 'device': self.devices,
+            'memory-budget': [] if self.memory_budget is None else [self.memory_budget],
             'batch-size': self.batch_sizes, 'depth': self.depths, 'attention-backend': ways['attention_backend'],
             'memory-mode': modes, 'recompute': [] if ways['recompute'] == ['attention'] else ways['recompute'],
             'tile': ways['tile'], 'dtype': self.dtypes, 'gpus': self.gpus,
@@ -150,7 +151,8 @@ class Line(NamedTuple):
         """Values of the configuration that trains a cell."""
         keys = {**self.way._asdict(), 'net': self.request.net, 'placement': self.placement, 'dtype': self.dtype,
                 'dataset': 'synthetic', 'input_size': self.request.input_size, 'batch_size': batch_size,
-                **({'gpus': list(self.request.gpus or (0,))} if self.device.gpu else {'cpus': self.places})}
+                'gpus': self.request.gpus or (0,) if self.device.gpu else None,
+                'cpus': None if self.device.gpu else self.places}
         values = load(None, {key: value for key, value in keys.items() if value is not None}).values()
         if self.device.gpu:
             del values['cpus']  # the two exclude each other
@@ -185,11 +187,11 @@ def parse_depths(text: str) -> Union[str, Tuple[int, ...]]:
 
 
 def make(*, net: str = 'aa_wrn28_10', depths: Union[str, Sequence[int]] = ALL,
-         batch_sizes: Sequence[int] = BATCH_SIZES, backends: Sequence[str] = (), memory_modes: Sequence[str] = ('auto',),
-         recompute: str = 'attention', tile: Optional[int] = None, dtypes: Sequence[str] = ('float32',),
-         devices: Sequence[str] = (), memory_budget: Optional[int] = None, gpus: Sequence[int] = (),
-         cpus: Optional[int] = None, input_size: str = '32x32', classes: int = 10, source: str = 'modelled',
-         inference: bool = False, all_cells: bool = False) -> Request:
+         batch_sizes: Sequence[int] = BATCH_SIZES, backends: Sequence[str] = (),
+         memory_modes: Sequence[str] = ('auto',), recompute: str = 'attention', tile: Optional[int] = None,
+         dtypes: Sequence[str] = ('float32',), devices: Sequence[str] = (), memory_budget: Optional[int] = None,
+         gpus: Sequence[int] = (), cpus: Optional[int] = None, input_size: str = '32x32', classes: int = 10,
+         source: str = 'modelled', inference: bool = False, all_cells: bool = False) -> Request:
     """The request for a sweep, checked. The defaults are those of the command line.
 
     Args:

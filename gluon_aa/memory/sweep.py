@@ -9,7 +9,7 @@ import re
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.memory import cells, steps
+from gluon_aa.memory import cells, failures
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.request import Line, Request
 
@@ -31,7 +31,7 @@ class Finders(NamedTuple):
 
     modelled: Callable[..., List[Row]] = cells.modelled
     extrapolated: Callable[..., List[Row]] = cells.extrapolated
-    measured: Callable[..., Row] = steps.measure
+    measured: Callable[..., Row] = cells.measured
 
 
 class Limits(NamedTuple):
@@ -97,16 +97,16 @@ def _plan_line(line: Line, time_limit: float, finders: Finders) -> List[Row]:
     except (FailedError, UsageError) as error:
         status, message = classified(error)
         return [_cell(line, batch_size, status, message) for batch_size in request.batch_sizes]
-    return [_judged(line, row) for row in rows]
+    return [_judged(line, dict(row)) for row in rows]
 
 
 def _judged(line: Line, row: Row) -> Row:
-    needed, budget = row['total_bytes'] + row['uncertainty_bytes'], line.device.usable
+    batch_size, budget = row.pop('batch_size'), line.device.usable
+    needed = row['total_bytes'] + row['uncertainty_bytes']
     if needed <= budget:
-        return _cell(line, row['batch_size'], FITS, '', **row)
+        return _cell(line, batch_size, FITS, '', **row)
     margin = f', {in_words(row["uncertainty_bytes"])} of it uncertain' if row['uncertainty_bytes'] else ''
-    return _cell(line, row['batch_size'], TOO_LARGE, f'{in_words(needed)} needed{margin}, {in_words(budget)} usable',
-                 **row)
+    return _cell(line, batch_size, TOO_LARGE, f'{in_words(needed)} needed{margin}, {in_words(budget)} usable', **row)
 
 
 def _cell(line: Line, batch_size: int, status: str, message: str, **figures: Any) -> Row:
@@ -117,7 +117,7 @@ def _cell(line: Line, batch_size: int, status: str, message: str, **figures: Any
 def classified(error: Exception) -> Tuple[str, str]:
     """The status that a failure means, and its message."""
     text = str(error)
-    if steps.is_out_of_memory(error):
+    if failures.is_out_of_memory(error):
         return TOO_LARGE, text
     return TIMED_OUT if text.startswith('not done after') else CRASHED, text
 
