@@ -1,7 +1,7 @@
 """The edge of what fits: the largest batch of each depth, the deepest augmentation of each batch, and it in words."""
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
-from gluon_aa.memory.devices import Device
+from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.request import Request, Way
 from gluon_aa.memory.sweep import FITS
 
@@ -59,32 +59,26 @@ def answers(request: Request, devices: Sequence[Device], rows: Sequence[Row]) ->
 
 def _sentence(request: Request, device: Device, dtype: str, batch: int, edges: Sequence[Row]) -> str:
     form = '' if len(request.dtypes) == 1 else f' in {dtype}'
-    place = f'On {_article(device.title)} {device.title}{form}'
+    place = f'On {"an" if device.title[0] in "A" else "a"} {device.title}{form} ({in_words(device.usable)} usable)'
     if not any(request.depths):  # a network without augmented layers: what is asked is the batch
         found = [(edge['way'], max((each['batch_size'] or 0 for each in edge['largest_batch']), default=0))
                  for edge in edges]
-        return f'{place}, ' + _joined(f'{name} {_batch_words(size, request)}' for name, size in found) + '.'
+        return f'{place}, ' + ', '.join(f'{name} {_batch_words(size, request)}' for name, size in found) + (
+            f' ({request.source}).')
     found = [(edge['way'], next(each['depth'] for each in edge['deepest'] if each['batch_size'] == batch))
              for edge in edges]
-    return f'{place} at batch {batch}, ' + _joined(f'{name} {_depth_words(depth, request)}'
-                                                   for name, depth in found) + '.'
-
-
-def _article(title: str) -> str:
-    return 'an' if title[:1] in 'A' else 'a'
+    return (f'{place} at batch {batch}, of the {request.layers} layers that can be augmented, '
+            + ', '.join(f'{name} fits {_depth_words(depth, request)}' for name, depth in found)
+            + f' ({request.source}).')
 
 
 def _batch_words(size: int, request: Request) -> str:
-    return f'takes batches up to {size}' if size else f'does not even take a batch of {min(request.batch_sizes)}'
+    return f'fits up to batch {size}' if size else f'does not even fit at batch {min(request.batch_sizes)}'
 
 
 def _depth_words(depth: Any, request: Request) -> str:
     if depth is None:
-        return 'does not fit' if request.depths[0] else 'does not fit even without augmented layers'
+        return f'not even {request.depths[0]}' if request.depths[0] else 'not even the plain network'
     if depth == request.layers:
-        return f'allows all {depth} layers to be augmented'
-    return f'allows {depth} of {request.layers}'
-
-
-def _joined(parts: Iterator[str]) -> str:
-    return '; '.join(parts)
+        return f'all {depth}'
+    return f'{depth}, the most asked for' if depth == max(request.depths) else str(depth or 'none')

@@ -44,15 +44,17 @@ function show() {
     categories.append(make('tr', {}, make('td', {}, swatch), make('td', {textContent: name}),
       make('td', {textContent: gib(bytes)}), make('td', {textContent: `${(100 * bytes / cell.total).toFixed(1)} %`})));
   }
+  const sum = numbers => numbers.reduce((left, right) => left + right, 0);
   const most = Math.max(1, ...cell.layers.map(layer => layer[1] + layer[2] + layer[3]));
-  for (const [name, ...bytes] of cell.layers) {
-    const sum = bytes.reduce((left, right) => left + right);
-    const row = make('tr', {className: bytes[2] ? 'augmented' : ''}, make('td', {textContent: data.names[name]}),
-      make('td', {}, make('div', {className: 'bar'},
-        ...bytes.map((count, index) => piece(count, most, data.layer_colours[index], data.layer_parts[index])))),
-      make('td', {textContent: gib(sum)}));
-    layers.append(row);
-  }
+  const add = (name, bytes) => layers.append(make('tr', {className: bytes[2] ? 'augmented' : ''},
+    make('td', {textContent: name}),
+    make('td', {}, make('div', {className: 'bar'},
+      ...bytes.map((count, index) => piece(count, most, data.layer_colours[index], data.layer_parts[index])))),
+    make('td', {textContent: gib(sum(bytes))})));
+  const large = cell.layers.filter(([, ...bytes]) => sum(bytes) >= 0.005 * most);
+  const small = cell.layers.filter(([, ...bytes]) => sum(bytes) < 0.005 * most);
+  for (const [name, ...bytes] of large) add(data.names[name], bytes);
+  if (small.length) add(`${small.length} smaller layers`, [1, 2, 3].map(part => sum(small.map(layer => layer[part]))));
 }
 
 Object.values(choose).forEach(element => element.addEventListener('change', show));

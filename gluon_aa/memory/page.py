@@ -8,13 +8,10 @@ from gluon_aa.memory import frontier
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.plan import CATEGORIES
 from gluon_aa.memory.request import Request
-from gluon_aa.memory.report import LAYER_PARTS, layered_cells, mark
+from gluon_aa.memory.report import LAYER_PARTS, layer_names, layered_cells, mark
 from gluon_aa.memory.sweep import FITS, NOT_RUN, TOO_LARGE
 
 Row = Dict[str, Any]
-
-#: Colours of the heat maps, from none to all of the usable memory.
-_RAMP = ((238, 246, 251), (159, 203, 227), (63, 143, 192), (8, 69, 126))
 
 #: A colour for each of `CATEGORIES`.
 _COLOURS = ('#74b816', '#a9d46a', '#2b8a3e', '#8ce99a', '#ced4da', '#f2c94c', '#3f8fc0', '#e8590c', '#9c6ade',
@@ -63,13 +60,12 @@ def _device(request: Request, device: Device, rows: Sequence[Row], panels: Seque
                for panel, members in frontier.panels(rows).items() if panel[0] == device.name]
     number = len(request.gpus) or 1 if device.gpu else request.cpus
     each = f', on each of {number} that share the batch' if number > 1 else ''
-    ramp = ', '.join(f'rgb{colour}' for colour in _RAMP)
     apart = ': none was measured on this device' if device.gpu and request.source != 'measured' else ''
     note = f'All figures are {request.source}{apart}'
     return (f'<section><h2>{_text(device.title)}</h2><p class="soft">GiB by batch size (across) and augmented layers, '
             f'counted from the output (up){each}. {note}.</p>'
             f'<div class="panels">{"".join(figures)}</div><div class="key">'
-            f'<span>0 <i class="ramp" style="background:linear-gradient(90deg, {ramp})"></i> all of the '
+            '<span>none <i class="ramp"></i> all of the '
             f'{in_words(device.usable)} usable</span><span><i class="swatch no"></i> does not fit</span><span>'
             '<i class="swatch edge"></i> the frontier</span><span>click a cell for its bytes</span></div></section>')
 
@@ -101,17 +97,11 @@ def _place(cell: Row, panel: int, usable: int, right: Any, above: Any) -> str:
     style = ''
     if fits and cell['total_bytes'] is not None:
         share = min(1.0, cell['total_bytes'] / usable)
-        style = f' style="background:{_colour(share)};color:{"#fff" if share > 0.5 else "#1d2430"}"'
+        classes += ['yes', 'much'][:1 + (share > 0.5)]
+        style = f' style="--share:{share:.1%}"'
     return (f'<td class="{" ".join(classes)}"{style} title="{_text(verdict(cell))}" data-panel="{panel}" '
             f'data-depth="{cell["depth"]}" data-batch="{cell["batch_size"]}" data-status="{cell["status"]}" '
             f'data-bytes="{"" if cell["total_bytes"] is None else cell["total_bytes"]}">{mark(cell).strip(" *")}</td>')
-
-
-def _colour(share: float) -> str:
-    place = share * (len(_RAMP) - 1)
-    index = min(int(place), len(_RAMP) - 2)
-    mixed = (round(a + (b - a) * (place - index)) for a, b in zip(_RAMP[index], _RAMP[index + 1]))
-    return 'rgb({}, {}, {})'.format(*mixed)
 
 
 def verdict(cell: Row) -> str:
@@ -193,7 +183,7 @@ def _conditions(request: Request, devices: Sequence[Device], rows: Sequence[Row]
 def _data(request: Request, devices: Sequence[Device], rows: Sequence[Row], panels: Sequence[Any]) -> str:
     """What the page's script shows, as compact JSON."""
     usable = {device.name: device.usable for device in devices}
-    names = list(dict.fromkeys(layer['name'] for cell in rows for layer in cell['layers']))
+    names = layer_names(rows)
     numbers = {name: index for index, name in enumerate(names)}
     found = {
         'panels': [{'usable': usable[device]} for device, _, _ in panels],
@@ -203,8 +193,8 @@ def _data(request: Request, devices: Sequence[Device], rows: Sequence[Row], pane
             'panel': panels.index((cell['device'], cell['dtype'], frontier.way(cell))), 'depth': cell['depth'],
             'batch': cell['batch_size'], 'total': cell['total_bytes'], 'verdict': verdict(cell),
             'bytes': [cell['bytes'].get(category, 0) for category in CATEGORIES] if cell['bytes'] else [],
-            'layers': [[numbers[layer['name']], *(layer[part] for part in LAYER_PARTS)] for layer in cell['layers']]}
-            for cell in rows]}
+            'layers': sorted([numbers[layer['name']], *(layer[part] for part in LAYER_PARTS)]
+                             for layer in cell['layers'])} for cell in rows]}
     # within a script "</" would end it
     return json.dumps(found, separators=(',', ':'), allow_nan=False).replace('</', '<\\/')
 

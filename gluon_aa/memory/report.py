@@ -2,6 +2,7 @@
 import csv
 import pathlib
 import platform
+import re
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -117,8 +118,9 @@ def _edge_table(title: str, edges: Sequence[Row], name: str, column: str, value:
 
 
 def _legend(request: Request, devices: Sequence[Device], rows: Sequence[Row]) -> str:
-    words = [f'depth: augmented layers, counted from the output ({request.layers} can be)' if request.layers else
-             f'{request.net} has no layer to augment']
+    words = [f'{request.net} has no layer to augment']
+    if request.layers:
+        words = [f'depth: layers that are augmented, counted from the output; {request.layers} can be']
     if any(cell['status'] == TOO_LARGE and cell['total_bytes'] for cell in rows):
         words.append('* does not fit')
     if any(cell['uncertainty_bytes'] for cell in rows):
@@ -129,7 +131,7 @@ def _legend(request: Request, devices: Sequence[Device], rows: Sequence[Row]) ->
         words.append(f'{ran} of {len(rows)} cells ran; of the others, those in brackets follow from one that did')
     if any(device.gpu for device in devices) and request.source != 'measured':
         words.append(f'all figures of GPUs are {request.source} on a CPU: none was measured on the device')
-    return '; '.join(words)
+    return '\n'.join(words)
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -167,7 +169,7 @@ def draw_heatmap(request: Request, device: Device, rows: Sequence[Row], path: pa
     bar.ax.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     number = panels[0][2][0]['devices']
     place = f'each of {number} {device.title}' if number > 1 else device.title
-    figure.suptitle(f'{what(request)} GiB on {place}; below the line it fits', fontsize=12)
+    figure.suptitle(f'{what(request)} GiB on {place}; it fits below and left of the line', fontsize=12)
     _save(figure, path)
 
 
@@ -181,6 +183,9 @@ def _panel(axes: Any, request: Request, device: Device, rows: Sequence[Row]) -> 
         dark = share == share and 0.45 < share
         axes.text(place[1], place[0], mark(cell).strip(' *'), ha='center', va='center', fontsize=7.5,
                   color='white' if dark else '#222222', alpha=1 if cell['status'] == FITS else 0.75)
+    for line in range(1, max(shape)):
+        axes.axvline(line - 0.5, color='white', linewidth=1)
+        axes.axhline(line - 0.5, color='white', linewidth=1)
     image = axes.imshow(shares, aspect='auto', origin='lower', cmap=_colours(), vmin=0, vmax=1)
     axes.set_facecolor('#eeeeee')
     axes.set(xticks=range(shape[1]), yticks=range(shape[0]), xticklabels=request.batch_sizes,
@@ -215,6 +220,10 @@ def _edges(request: Request, rows: Sequence[Row]) -> List[Tuple[Tuple[float, flo
 LAYER_PARTS = {'parameters': '#74b816', 'activations': '#3f8fc0', 'attention': '#e8590c'}
 
 
+#: What share of the largest layer one must have to be drawn.
+_SMALL_LAYER = 0.005
+
+
 def layered_cells(request: Request, rows: Sequence[Row]) -> List[Row]:
     """One cell with layers for each way of the first device and dtype: the deepest, at the batch that is spoken of."""
     batch, depth = frontier.spoken_batch(request, rows), max(request.depths)
@@ -223,12 +232,26 @@ def layered_cells(request: Request, rows: Sequence[Row]) -> List[Row]:
             and (cell['batch_size'], cell['depth']) == (batch, depth)]
 
 
+def layer_names(rows: Sequence[Row]) -> List[str]:
+    """Layers of some cells in the order of the network: stem, stages by number, the rest."""
+    names = {layer['name'] for cell in rows for layer in cell['layers']}
+    return sorted(names, key=lambda name: (
+        not name.startswith('stem'), not re.match('stage|features', name), name in ('output', 'loss', 'network'),
+        [(int(part), '') if part.isdigit() else (0, part) for part in re.split(r'(\d+)', name)]))
+
+
+def _largest_part(rows: Sequence[Row], name: str) -> int:
+    return max((sum(layer[part] for part in LAYER_PARTS) for cell in rows for layer in cell['layers']
+                if layer['name'] == name), default=0)
+
+
 def draw_layers(request: Request, device: Device, rows: Sequence[Row], path: pathlib.Path) -> bool:
-    """A PNG: what each layer keeps for the backward pass, a panel for each way; False where no cell tells of layers."""
+    """A PNG: what each layer costs, a panel for each way, small ones left out; False where no cell tells of layers."""
     shown = layered_cells(request, rows)
     if not shown:
         return False
-    names = [layer['name'] for layer in shown[0]['layers']]
+    names = [name for name in layer_names(shown) if _largest_part(shown, name) > _SMALL_LAYER * max(
+        _largest_part(shown, other) for other in layer_names(shown))]
     figure = _figure(1.5 + 4.2 * len(shown), 1.8 + 0.2 * len(names))
     places = figure.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0]
     for axes, cell in zip(places, shown):
