@@ -21,8 +21,8 @@ Row = Dict[str, Any]
 #: What a cell is on charts and in tables where it has no bytes.
 SHORT = {FITS: 'fits', TOO_LARGE: 'OOM', TIMED_OUT: 'time', CRASHED: 'crash', NOT_RUN: '-'}
 
-#: Most depths that a table in the terminal has, and most tables: the rest is in the files.
-_MOST_DEPTHS, _MOST_TABLES = 26, 6
+#: Most rows and columns that a table in the terminal has, and most tables: the rest is in the files.
+_MOST_ROWS, _MOST_COLUMNS, _MOST_TABLES = 26, 16, 6
 
 GIB = 2 ** 30
 
@@ -77,18 +77,23 @@ def text(request: Request, devices: Sequence[Device], rows: Sequence[Row]) -> st
 def _table(request: Request, device: Device, dtype: str, way: Way, rows: Sequence[Row]) -> str:
     cells = {(cell['depth'], cell['batch_size']): cell for cell in rows}
     depths = sorted({cell['depth'] for cell in rows})
-    step = -(-len(depths) // _MOST_DEPTHS)
-    shown = depths[::-step][::-1]  # keeps the deepest
-    lines = [[depth, *(mark(cells[depth, batch]) for batch in request.batch_sizes)] for depth in shown]
+    shown, batches = _thinned(depths, _MOST_ROWS), _thinned(request.batch_sizes, _MOST_COLUMNS)
+    lines = [[depth, *(mark(cells[depth, batch]) for batch in batches)] for depth in shown]
     number = rows[0]['devices']
     place = f'{number} x {device.title}' if number > 1 else device.title
     form = f', {dtype}' if len(request.dtypes) > 1 else ''
     title = (f'{way} on {place}{form}: {request.source} GiB{" on each" if number > 1 else ""}, '
              f'{in_words(device.usable)} usable')
-    table = tabulate(lines, ['depth', *(f'batch {request.batch_sizes[0]}', *map(str, request.batch_sizes[1:]))],
-                     disable_numparse=True, stralign='right')
-    note = f'\nevery {step}th depth: the others are in report.html' if step > 1 else ''
-    return f'{title}\n{table}{note}'
+    table = tabulate(lines, ['depth', f'batch {batches[0]}', *map(str, batches[1:])], disable_numparse=True,
+                     stralign='right')
+    left_out = (len(depths), len(request.batch_sizes)) != (len(shown), len(batches))
+    return f'{title}\n{table}' + ('\nmore depths and batch sizes are in report.html' if left_out else '')
+
+
+def _thinned(values: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of `values`, evenly spaced, the last of them kept."""
+    step = -(-len(values) // most)
+    return values[::-step][::-1]
 
 
 def mark(cell: Row) -> str:
@@ -100,18 +105,19 @@ def mark(cell: Row) -> str:
 
 
 def gib(count: int) -> str:
-    """GiB in four digits or so."""
+    """GiB in three digits."""
     value = count / GIB
-    return f'{value:.2f}' if value < 10 else f'{value:.1f}' if value < 100 else f'{value:,.0f}'
+    return f'{value:.2f}' if value < 9.995 else f'{value:.1f}' if value < 99.95 else f'{value:,.0f}'
 
 
 def _edge_table(title: str, edges: Sequence[Row], name: str, column: str, value: str) -> str:
     several = len({edge['device'] for edge in edges}) > 1, len({edge['dtype'] for edge in edges}) > 1
+    shown = _thinned([each[column] for each in edges[0][name]], _MOST_COLUMNS)
     lines = [[*(text for text, wanted in zip((edge['device'], edge['dtype']), several) if wanted), edge['way'],
-              *('-' if each[value] is None else each[value] for each in edge[name])] for edge in edges]
-    heads = [*(text for text, wanted in zip(('device', 'dtype'), several) if wanted), '',
-             *(each[column] for each in edges[0][name])]
-    words = len(heads) - len(edges[0][name])
+              *('-' if each[value] is None else each[value] for each in edge[name] if each[column] in shown)]
+             for edge in edges]
+    heads = [*(text for text, wanted in zip(('device', 'dtype'), several) if wanted), '', *shown]
+    words = len(heads) - len(shown)
     table = tabulate(lines, [str(head) for head in heads], disable_numparse=True,
                      colalign=['left'] * words + ['right'] * (len(heads) - words))
     return f'{title}\n{table}'
@@ -183,8 +189,9 @@ def _panel(axes: Any, request: Request, device: Device, rows: Sequence[Row]) -> 
         dark = share == share and 0.45 < share
         axes.text(place[1], place[0], mark(cell).strip(' *'), ha='center', va='center', fontsize=7.5,
                   color='white' if dark else '#222222', alpha=1 if cell['status'] == FITS else 0.75)
-    for line in range(1, max(shape)):
+    for line in range(1, shape[1]):
         axes.axvline(line - 0.5, color='white', linewidth=1)
+    for line in range(1, shape[0]):
         axes.axhline(line - 0.5, color='white', linewidth=1)
     image = axes.imshow(shares, aspect='auto', origin='lower', cmap=_colours(), vmin=0, vmax=1)
     axes.set_facecolor('#eeeeee')

@@ -88,7 +88,9 @@ class Request:
         flags: Dict[str, Any] = {
             'net': (self.net,), 'device': self.devices,
             'memory-budget': [] if self.memory_budget is None else [self.memory_budget],
-            'batch-size': self.batch_sizes, 'depth': self.depths, 'attention-backend': ways['attention_backend'],
+            'batch-size': self.batch_sizes,
+            'depth': [ALL] if self.depths == tuple(range(self.layers + 1)) else self.depths,
+            'attention-backend': ways['attention_backend'],
             'memory-mode': modes, 'recompute': [] if ways['recompute'] == ['attention'] else ways['recompute'],
             'tile': ways['tile'], 'dtype': self.dtypes, 'gpus': self.gpus,
             'cpus': [self.cpus] if self.cpus > 1 else [], 'input-size': [self.input_size], 'classes': [self.classes],
@@ -187,25 +189,30 @@ def parse_depths(text: str) -> Union[str, Tuple[int, ...]]:
 
 
 def make(*, net: str = 'aa_wrn28_10', depths: Union[str, Sequence[int]] = ALL,
-         batch_sizes: Sequence[int] = BATCH_SIZES, backends: Sequence[str] = (),
+         batch_sizes: Sequence[int] = BATCH_SIZES, backends: Optional[Sequence[str]] = None,
          memory_modes: Sequence[str] = ('auto',), recompute: str = 'attention', tile: Optional[int] = None,
-         dtypes: Sequence[str] = ('float32',), devices: Sequence[str] = (), memory_budget: Optional[int] = None,
-         gpus: Sequence[int] = (), cpus: Optional[int] = None, input_size: str = '32x32', classes: int = 10,
-         source: str = 'modelled', inference: bool = False, all_cells: bool = False) -> Request:
+         dtypes: Sequence[str] = ('float32',), devices: Optional[Sequence[str]] = None,
+         memory_budget: Optional[int] = None, gpus: Sequence[int] = (), cpus: Optional[int] = None,
+         input_size: str = '32x32', classes: int = 10, source: str = 'modelled', inference: bool = False,
+         all_cells: bool = False) -> Request:
     """The request for a sweep, checked. The defaults are those of the command line.
 
     Args:
         depths: `ALL`, or numbers.
-        backends: none for all that the devices have.
+        backends: None for all that the devices have.
         memory_modes: `auto` stands for recompute with the attention backend tiled, and for speed with the others.
-        devices: none for the GPUs here, or else the CPU.
+        devices: None for the GPUs here, or else the CPU.
 
     Raises:
         UsageError: whatever cannot be swept; says what could.
     """
     parse_size(input_size)
-    names = tuple(devices) or (_default_device(gpus, cpus),)
-    _check_lists(batch_sizes, dtypes, memory_modes, depths)
+    names = (_default_device(gpus, cpus),) if devices is None else tuple(devices)
+    for flag, values in (('--batch-size', batch_sizes), ('--dtype', dtypes), ('--memory-mode', memory_modes),
+                         ('--depth', depths), ('--device', names), ('--attention-backend', backends)):
+        if values is not None and not values:
+            raise UsageError(f'there is no cell to sweep: {flag} names nothing')
+    _check_lists(batch_sizes, dtypes, memory_modes)
     found = [_device(name) for name in names]
     _check_devices(found, dtypes, gpus, cpus, source, recompute)
     places = max(len(gpus), cpus or 1)
@@ -216,8 +223,8 @@ def make(*, net: str = 'aa_wrn28_10', depths: Union[str, Sequence[int]] = ALL,
         raise UsageError(f'--all-cells is for --measure: {source} sweeps have every cell anyway')
     layers = eligible_layers(net, classes, input_size=parse_size(input_size))
     return Request(net, layers, _depths(net, layers, depths), tuple(sorted(batch_sizes)),
-                   tuple(_ways(net, layers, found, backends, memory_modes, recompute, tile)), tuple(dtypes), names,
-                   memory_budget, tuple(gpus), cpus or 1, input_size, classes, source, inference, all_cells)
+                   tuple(_ways(net, layers, found, backends or (), memory_modes, recompute, tile)), tuple(dtypes),
+                   names, memory_budget, tuple(gpus), cpus or 1, input_size, classes, source, inference, all_cells)
 
 
 def _default_device(gpus: Sequence[int], cpus: Optional[int]) -> str:
@@ -233,12 +240,7 @@ def _device(name: str) -> Device:
     return find_device(name)
 
 
-def _check_lists(batch_sizes: Sequence[int], dtypes: Sequence[str], memory_modes: Sequence[str],
-                 depths: Union[str, Sequence[int]]) -> None:
-    for flag, values in (('--batch-size', batch_sizes), ('--dtype', dtypes), ('--memory-mode', memory_modes),
-                         ('--depth', depths)):
-        if not values:
-            raise UsageError(f'there is no cell to sweep: {flag} names nothing')
+def _check_lists(batch_sizes: Sequence[int], dtypes: Sequence[str], memory_modes: Sequence[str]) -> None:
     if min(batch_sizes) < 1:
         raise UsageError(f'--batch-size {min(batch_sizes)} must be at least 1')
     for kind, names, known in (('dtype', dtypes, DTYPES), ('memory mode', memory_modes, MEMORY_MODES)):

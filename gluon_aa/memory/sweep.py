@@ -6,8 +6,9 @@ never run: where the status follows from another cell of the same depth it is `d
 """
 import concurrent.futures
 import re
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
 
+from gluon_aa import machine
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.memory import cells, failures
 from gluon_aa.memory.devices import Device, in_words
@@ -194,7 +195,7 @@ def _without_budget(line: Line, batch_size: int, message: str, time_limit: float
     request, limit = line.request, line.request.memory_budget
     try:
         found = finders.measured(line.config(batch_size), request.classes, request.image_shape, time_limit,
-                                 inference=request.inference, budget=machine_memory())
+                                 inference=request.inference, budget=machine.available_memory())
     except (FailedError, UsageError) as error:
         return CRASHED, f'{message} (within {in_words(limit or 0)}; without that limit: {error})'
     return TOO_LARGE, (f'{message} (within {in_words(limit or 0)}; without that limit it ran, and took '
@@ -223,9 +224,3 @@ def _derived(line: Line, found: Mapping[Key, Row]) -> List[Row]:
 
 def _inferred(line: Line, batch_size: int, status: str, message: str) -> Row:
     return {**_cell(line, batch_size, status, message), 'derived': status != NOT_RUN}
-
-
-def machine_memory() -> Optional[int]:
-    """What is free here."""
-    from gluon_aa import machine
-    return machine.available_memory()
