@@ -3,48 +3,17 @@
 MXNet is loaded in a process of its own: where it cannot load, or kills the process, the rest is still reported.
 """
 import importlib.metadata
-import json
 import pathlib
 import platform
-import subprocess
-import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from gluon_aa import compat, machine
+from gluon_aa import compat, isolation, machine
+from gluon_aa.errors import FailedError
 
 PACKAGES = ('numpy', 'gluoncv', 'scikit-learn', 'matplotlib', 'click', 'PyYAML', 'tqdm', 'tabulate')
 PROBE_SECONDS = 120
 #: Compiling included.
 NATIVE_PROBE_SECONDS = 900
-
-_PROBE = """
-import json
-from gluon_aa import compat
-from gluon_aa.errors import FailedError
-try:
-    mx = compat.import_mxnet()
-    gpus = mx.context.num_gpus() if compat.sees_gpus() else 0
-    found = {'version': mx.__version__, 'path': mx.libinfo.find_lib_path()[0], 'gpus': gpus, 'error': None,
-             'features': sorted(name for name, feature in mx.runtime.Features().items() if feature.enabled)}
-except FailedError as error:
-    found = {'error': str(error)}
-print('PROBE' + json.dumps(found))
-"""
-
-_NATIVE_PROBE = """
-import json
-from gluon_aa.errors import FailedError
-try:
-    from gluon_aa.attention import native
-    from gluon_aa.attention.native import build, check
-    native.load()
-    difference = check.largest_difference()
-    found = {'path': str(build.library()), 'difference': difference if difference == difference else None,
-             'error': None if difference < check.TOLERANCE else 'its results are not those of the reference'}
-except FailedError as error:
-    found = {'error': str(error)}
-print('PROBE' + json.dumps(found))
-"""
 
 #: (does it apply to these findings?, what to know). In the order they are shown.
 _TRAPS: Tuple[Tuple[Callable[[Dict[str, Any]], bool], str], ...] = (
@@ -89,29 +58,38 @@ def examine() -> Dict[str, Any]:
 
 def probe_mxnet() -> Dict[str, Any]:
     """MXNet's version, library, features and GPUs, from a process of its own; or `error`."""
-    return _probe(_PROBE, PROBE_SECONDS, 'loading MXNet')
+    return _probe('mxnet_here', PROBE_SECONDS)
 
 
 def probe_native() -> Dict[str, Any]:
     """Where the attention compiled for this CPU lies, built if need be, and its largest `difference` from the
-    reference; or `error`."""
-    return _probe(_NATIVE_PROBE, NATIVE_PROBE_SECONDS, 'checking native attention')
+    reference, from a process of its own; or `error`."""
+    return _probe('native_here', NATIVE_PROBE_SECONDS)
 
 
-def _probe(code: str, seconds: float, what: str) -> Dict[str, Any]:
-    # the same modules as here, wherever they were found
-    code = f'import sys; sys.path[:] = {sys.path!r}\n{code}'
+def _probe(function: str, seconds: float) -> Dict[str, Any]:
     try:
-        done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=seconds, check=False,
-                              env=compat.users_environment())
-    except subprocess.TimeoutExpired:
-        return {'error': f'{what} took longer than {seconds} s'}
-    for line in done.stdout.splitlines():
-        if line.startswith('PROBE'):
-            return dict(json.loads(line[len('PROBE'):]))
-    last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
-    return {'error': f'{what} ended the process with code {done.returncode}: {last}'}
+        return {'error': None, **isolation.call(f'{__name__}:{function}', {}, seconds)}
+    except FailedError as error:
+        return {'error': str(error)}
+
+
+def mxnet_here() -> Dict[str, Any]:
+    """What `probe_mxnet` asks its process for."""
+    mx = compat.import_mxnet()
+    return {'version': mx.__version__, 'path': mx.libinfo.find_lib_path()[0],
+            'gpus': mx.context.num_gpus() if compat.sees_gpus() else 0,
+            'features': sorted(name for name, feature in mx.runtime.Features().items() if feature.enabled)}
+
+
+def native_here() -> Dict[str, Any]:
+    """What `probe_native` asks its process for; a difference that is no number is None."""
+    from gluon_aa.attention import native
+    from gluon_aa.attention.native import build, check
+    native.load()
+    difference = check.largest_difference()
+    return {'path': str(build.library()), 'difference': difference if difference == difference else None,
+            'error': None if difference < check.TOLERANCE else 'its results are not those of the reference'}
 
 
 def _version(name: str) -> Optional[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gluon_aa.compat import mx
+from gluon_aa.training import tracking
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,12 @@ def heeding_signals():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Leave curves.png out: drawing it takes half the time of a small training."""
+    monkeypatch.setattr(tracking, 'draw_curves', lambda rows, path, title: None)
 
 
 @pytest.fixture

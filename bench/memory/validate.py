@@ -23,7 +23,7 @@ from gluon_aa.memory import cells
 from gluon_aa.memory.devices import DEVICES
 from gluon_aa.models import get_model
 from gluon_aa.models.summary import summarize
-from gluon_aa.training.config import load, parse_size
+from gluon_aa.training.config import from_values, parse_size
 
 #: Network -> its eligible convolutions, which `last:K` counts.
 NETS = {'aa_wrn10_2': 3, 'aa_wrn16_2': 6, 'aa_wrn16_4': 6, 'aa_wrn28_4': 12, 'aa_wrn28_10': 12,
@@ -64,7 +64,7 @@ def gigaflops(cell: Row) -> float:
 
 
 def model(cell: Row, options: Any) -> int:
-    values = load(None, cell).values()
+    values = from_values(cell).values()
     arguments = {'config': values, 'classes': CLASSES, 'image_shape': shape(cell)}
     if options.emulate:
         return emulated('modelled_here', {**arguments, 'device': list(DEVICES['cpu']), 'inference': False,
@@ -75,7 +75,7 @@ def model(cell: Row, options: Any) -> int:
 
 def check(cell: Row, options: Any) -> Row:
     """The cell with its figures, in bytes."""
-    values = load(None, cell).values()
+    values = from_values(cell).values()
     arguments = {'config': values, 'classes': CLASSES, 'image_shape': shape(cell)}
     if options.emulate:
         measured = emulated('measured_here', {**arguments, 'inference': False, 'budget': None})
@@ -131,8 +131,8 @@ def main() -> None:
     parser.add_argument('--csv', type=pathlib.Path, required=True)
     parser.add_argument('--seed', type=int, default=2026)
     parser.add_argument('--cells', type=int, default=72)
-    parser.add_argument('--largest', type=float, default=5000, help='megabytes')
-    parser.add_argument('--gigaflops', type=float, default=700)
+    parser.add_argument('--largest', type=float, default=4000, help='megabytes')
+    parser.add_argument('--gigaflops', type=float, default=250)
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--emulate', action='store_true')
     options = parser.parse_args()

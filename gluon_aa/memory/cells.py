@@ -1,7 +1,7 @@
 """What cells need, in processes of their own: a number format and a number of threads hold for a whole process.
 
-Cells come in lines: one network, in one way, at any batch sizes. MXNet is not imported here: each process sets what must
-be set before.
+Cells come in lines: one network, in one way, at any batch sizes. MXNet is not imported here: each process sets what
+must be set before.
 """
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -40,9 +40,9 @@ def modelled_here(config: Row, classes: int, image_shape: Sequence[int], device:
                   batch_sizes: Sequence[int], inference: bool) -> List[Row]:
     """`modelled` in this process."""
     from gluon_aa.memory import plan
-    from gluon_aa.training.config import load
+    from gluon_aa.training.config import from_values
     channels, height, width = image_shape
-    made = plan.plans(load(None, config), classes, (channels, height, width), Device(*device), batch_sizes, inference)
+    made = plan.plans(from_values(config), classes, (channels, height, width), Device(*device), batch_sizes, inference)
     return [{'batch_size': batch, 'bytes': each.bytes, 'total_bytes': each.total, 'uncertainty_bytes': each.uncertainty,
              'layers': [layer._asdict() for layer in each.layers]} for batch, each in zip(batch_sizes, made)]
 
@@ -93,5 +93,5 @@ def measured_here(config: Row, classes: int, image_shape: Sequence[int], inferen
     if not config['gpus']:
         compat.share_cores(config['cpus'])
     from gluon_aa.memory import steps
-    from gluon_aa.training.config import load
-    return steps.measure(load(None, config), classes, image_shape, inference, budget)
+    from gluon_aa.training.config import from_values
+    return steps.measure(from_values(config), classes, image_shape, inference, budget)

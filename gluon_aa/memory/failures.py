@@ -4,7 +4,7 @@ import re
 #: What MXNet, CUDA, oneDNN, OpenBLAS, C++ and NumPy say where memory is too small.
 _TOO_LITTLE = re.compile(
     r'failed to allocate cpu memory|out of memory|could not (create|initialize) a (memory object|primitive)|bad_alloc|'
-    r'cannot allocate memory|unable to allocate|memoryerror|memory allocation (still )?failed|alloc.* failed',
+    r'cannot allocate memory|unable to allocate|memoryerror|memory allocation (still )?failed|alloc\S* failed',
     re.IGNORECASE)
 
 

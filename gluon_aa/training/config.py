@@ -153,12 +153,19 @@ def load(path: Optional[pathlib.Path] = None, overrides: Optional[Mapping[str, A
         UsageError: no such file, YAML that is no mapping, an unknown key, a value of the wrong type or out of range.
     """
     values = _read(path) if path is not None else {}
-    where = f'{path}: ' if path is not None else ''
+    return override(from_values(values, f'{path}: ' if path is not None else ''), overrides or {})
+
+
+def from_values(values: Mapping[str, Any], where: str = '') -> TrainConfig:
+    """The configuration whose `values` these are; keys that are not there have their defaults.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type or out of range, prefixed by `where`.
+    """
     for key in values:
         if key not in FIELDS:
             raise UsageError(f'{where}{unknown("key", key, FIELDS)}')
-    checked = {key: check(key, value, where) for key, value in values.items()}
-    return override(TrainConfig(**checked), overrides or {})
+    return TrainConfig(**{key: check(key, value, where) for key, value in values.items()})
 
 
 def override(config: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:

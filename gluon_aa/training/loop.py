@@ -12,7 +12,7 @@ from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.training import checkpoint
 from gluon_aa.training.assembly import build_engine, circumstances, for_evaluation, how_computed, noted, words
 from gluon_aa.training.checkpoint import Position
-from gluon_aa.training.config import RESUMABLE, TrainConfig, load, override, parse_interval, parse_size
+from gluon_aa.training.config import RESUMABLE, TrainConfig, from_values, override, parse_interval, parse_size
 from gluon_aa.training.engine import Engine, StepResult
 from gluon_aa.training.interruption import Interrupted, StopRequest
 from gluon_aa.training.progress import Progress
@@ -141,7 +141,7 @@ def _check_config(path: pathlib.Path, config: TrainConfig) -> None:
     """Raise FailedError where a checkpoint is another training's; keys it does not have yet are at their default."""
     state = checkpoint.read_state(path)
     try:
-        saved, wanted = load(None, state['config']).values(), config.values()
+        saved, wanted = from_values(state['config']).values(), config.values()
     except (KeyError, AttributeError, UsageError) as error:
         raise FailedError(f'{path} does not say what it was trained with ({error}): upgrade gluon-aa') from error
     for key in wanted:

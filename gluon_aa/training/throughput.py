@@ -12,7 +12,7 @@ import numpy as np
 
 from gluon_aa import compat, files, isolation, machine
 from gluon_aa.errors import FailedError
-from gluon_aa.training.config import TrainConfig, load
+from gluon_aa.training.config import TrainConfig, from_values, load
 
 #: Of the circumstances, what is told with the figures.
 _NOTED = ('devices', 'threads', 'attention_backend', 'tile', 'memory_mode')
@@ -64,7 +64,7 @@ def measure_all(configs: Sequence[TrainConfig], protocol: Protocol) -> Iterator[
 
 def answer(config: Row, protocol: Row) -> List[Row]:
     """`measure` as its own process is asked for it."""
-    loaded = load(None, config)
+    loaded = from_values(config)
     if not loaded.gpus:
         compat.share_cores(loaded.cpus)
     return measure(loaded, Protocol(**protocol))

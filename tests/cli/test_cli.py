@@ -42,13 +42,14 @@ def test_every_key_is_a_flag():
     assert {f'--{name.replace("_", "-")}' for name in FIELDS} <= flags
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_memory_mode_and_tile(in_tmp_path):
-    result = invoke(*TINY, '--attention-backend', 'tiled', '--tile', 20, '--memory-mode', 'recompute', '--recompute',
-                    'blocks', '--json', 'result.json')
+    result = invoke(*TINY, '--placement', 'stages:2,3', '--attention-backend', 'tiled', '--tile', 10, '--memory-mode',
+                    'recompute', '--recompute', 'blocks', '--json', 'result.json')
     assert result.exit_code == 0, result.stderr
-    assert '64 a device; attention tiled in tiles of 20, memory mode recompute' in result.stdout
+    assert '64 a device; attention tiled in tiles of 10, memory mode recompute' in result.stdout
     written = json.loads((in_tmp_path / 'result.json').read_text())
-    assert (written['attention_backend'], written['tile'], written['memory_mode']) == ('tiled', 20, 'recompute')
+    assert (written['attention_backend'], written['tile'], written['memory_mode']) == ('tiled', 10, 'recompute')
     result = invoke('eval', in_tmp_path / written['run'], '--json', '-')
     assert json.loads(result.stdout)['accuracy'] == written['test_accuracy']
     for flags, message in ((('--tile', 0), 'tile: 0 must be at least 1'),
@@ -63,6 +64,7 @@ def test_train_then_eval(in_tmp_path):
     written = json.loads((in_tmp_path / 'result.json').read_text())
     run = in_tmp_path / written['run']
     assert run.parent.name == 'runs' and (run / 'result.json').is_file()
+    assert (run / 'curves.png').read_bytes().startswith(b'\x89PNG')
     for part in ('epoch   1/1', 'test accuracy', f'{written["run"]}/curves.png', '64 a device', 'steps an epoch'):
         assert part in result.stdout
     config = yaml.safe_load((run / 'config.yaml').read_text())
@@ -73,12 +75,14 @@ def test_train_then_eval(in_tmp_path):
     assert 'test accuracy' in result.stderr  # for people, out of the JSON's way
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_json_on_standard_output_is_alone_there(in_tmp_path):
     result = invoke(*TINY, '--json', '-')
     assert json.loads(result.stdout)['best_epoch'] == 1
     assert 'epoch   1/1' in result.stderr
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_train_from_a_recipe_with_flags_over_it(in_tmp_path):
     result = invoke('train', '--config', 'cpu/digits', '--epochs', 1, '--run', 'here', '--no-relative', '--seed', 3)
     assert result.exit_code == 0
@@ -86,6 +90,7 @@ def test_train_from_a_recipe_with_flags_over_it(in_tmp_path):
     assert (config['net'], config['epochs'], config['relative'], config['seed']) == ('aa_wrn10_2', 1, False, 3)
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_the_replications_recipe_in_its_smoke_mode(in_tmp_path):
     result = invoke('train', '--config', 'seed/wrn28_10', '--dataset', 'digits', '--net', 'wrn10_1', '--epochs', 1)
     assert result.exit_code == 0
@@ -208,6 +213,7 @@ def test_debug_shows_the_traceback(monkeypatch, arguments):
     assert 'Traceback' in result.stderr and result.stderr.strip().endswith('shows where)')
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_interruption_says_what_is_kept(in_tmp_path, monkeypatch):
     monkeypatch.setattr(loop.RunDirectory, 'write_result', raising(KeyboardInterrupt()))
     result = invoke(*TINY, '--run', 'run')
@@ -233,6 +239,7 @@ def test_a_stopped_training_says_how_to_go_on_and_does(in_tmp_path):
     assert refused.exit_code == 2 and 'Error: learning_rate cannot change in a training that goes on' in refused.stderr
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_resume_goes_on_and_finishes(in_tmp_path):
     assert invoke(*TINY, '--run', 'whole').exit_code == 0
     os.mkdir('stopped')

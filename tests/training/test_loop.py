@@ -35,20 +35,20 @@ def parameters(run, epoch):
 
 def test_it_learns_and_leaves_a_complete_run_directory(tmp_path):
     heard = []
-    config = tiny(epochs=6, batch_size=32, schedule='one-cycle', learning_rate=0.1)
+    config = tiny(epochs=4, batch_size=32, schedule='one-cycle', learning_rate=0.1)
     run, result = train(config, tmp_path / 'run', Reporter(on_epoch=heard.append))
-    assert result['test_accuracy'] > 0.85  # 0.94 to 0.98 seen; chance is 0.1
+    assert result['test_accuracy'] > 0.85  # 0.96 to 0.98 seen; chance is 0.1
     assert json.loads((run.path / 'result.json').read_text()) == result
     assert {'test_accuracy', 'val_accuracy', 'best_epoch', 'parameters', 'seconds', 'dataset', 'seed'} <= set(result)
     assert run.config() == config
     rows = run.metrics()
-    assert rows == heard and [row['epoch'] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows == heard and [row['epoch'] for row in rows] == [1, 2, 3, 4]
     assert all(set(row) == {'epoch', 'train_loss', 'train_accuracy', 'val_accuracy', 'images_per_second', 'seconds',
                             'learning_rate'} for row in rows)
     assert result['val_accuracy'] == max(row['val_accuracy'] for row in rows) == (
         rows[result['best_epoch'] - 1]['val_accuracy'])
     assert (run.path / 'curves.png').read_bytes().startswith(b'\x89PNG')
-    assert checkpoint.epochs(run.checkpoints) == sorted({result['best_epoch'], 5, 6})
+    assert checkpoint.epochs(run.checkpoints) == sorted({result['best_epoch'], 3, 4})
     assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp')]
     evaluated = evaluate(RunDirectory.open(run.path))
     assert evaluated['accuracy'] == result['test_accuracy'] and evaluated['epoch'] == result['best_epoch']
@@ -56,29 +56,33 @@ def test_it_learns_and_leaves_a_complete_run_directory(tmp_path):
     assert evaluate(run, 'val', 'last', batch_size=7)['accuracy'] == pytest.approx(rows[-1]['val_accuracy'])
 
 
-@pytest.mark.parametrize('keys', [{}, {'dropout': 0.3, 'label_smoothing': 0.1, 'optimizer': 'adam'}],
-                         ids=['plain', 'dropout'])
-def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path, keys):
+@pytest.mark.usefixtures('without_curves')
+def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path):
+    keys = {'dropout': 0.3, 'label_smoothing': 0.1, 'optimizer': 'adam'}
     first, _ = train(tiny(**keys), tmp_path / 'first')
     second, _ = train(tiny(**keys), tmp_path / 'second')
-    other, _ = train(tiny(seed=1, **keys), tmp_path / 'other')
-    assert without_times(first.metrics()) == without_times(second.metrics()) != without_times(other.metrics())
+    other, _ = train(tiny(seed=1, epochs=1, **keys), tmp_path / 'other')
+    assert without_times(first.metrics()) == without_times(second.metrics())
+    assert without_times(first.metrics())[0] != without_times(other.metrics())[0]
     saved = parameters(first, 2), parameters(second, 2)
     assert all(np.array_equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_options_off_still_train(tmp_path):
     run, _ = train(tiny(epochs=1, hybridize=False, data_augmentation=False, relative=False), tmp_path / 'run')
     assert np.isfinite(run.metrics()[0]['train_loss'])
     assert not [name for name in parameters(run, 1) if 'rel_' in name]
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_hybridized_and_eager_trainings_agree(tmp_path):
     losses = [train(tiny(epochs=1, hybridize=hybridize), tmp_path / str(hybridize))[0].metrics()[0]['train_loss']
               for hybridize in (True, False)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_a_network_of_gluoncv_trains_on_two_devices(tmp_path):
     run, result = train(load(None, {'net': 'cifar_resnet20_v1', 'dataset': 'digits', 'epochs': 1, 'batch_size': 128,
                                     'cpus': 2}), tmp_path / 'run')
@@ -180,6 +184,7 @@ def test_only_run_directories_are_opened(tmp_path):
         RunDirectory.open(tmp_path)
 
 
+@pytest.mark.usefixtures('without_curves')
 def test_evaluation_takes_overrides(tmp_path):
     run, _ = train(tiny(epochs=1), tmp_path / 'run')
     folded, reference = (evaluate(run, attention_backend=name)['accuracy'] for name in ('folded', 'reference'))

@@ -17,9 +17,13 @@ from gluon_aa.training.interruption import Interrupted
 from gluon_aa.training.loop import Reporter, evaluate, resume, train
 from gluon_aa.training.tracking import RunDirectory
 
+pytestmark = pytest.mark.usefixtures('without_curves')
+
 TINY = {'net': 'wrn10_1', 'dataset': 'digits', 'batch_size': 128, 'epochs': 2, 'learning_rate': 0.05,
         'weight_decay': 1e-4}
 STEPS = 1257 // 128
+#: On maps of 16 and 4 pixels.
+ATTENTION = {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'placement': 'stages:2,3'}
 
 
 def tiny(**keys):
@@ -60,18 +64,29 @@ def assert_equal_runs(run, other):
     assert run.result()['test_accuracy'] == other.result()['test_accuracy']
 
 
+@pytest.fixture(scope='module')
+def left_alone(tmp_path_factory):
+    """A training that nothing stops, of some keys; each is trained once."""
+    runs = {}
+
+    def trained(**keys):
+        name = json.dumps(keys, sort_keys=True)
+        if name not in runs:
+            runs[name], _ = train(tiny(**keys), tmp_path_factory.mktemp('left-alone') / 'run')
+        return runs[name]
+    return trained
+
+
 @pytest.mark.parametrize('keys', [
     {}, {'optimizer': 'adam', 'dropout': 0.3}, {'cpus': 2, 'last_batch': 'keep'},
-    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'optimizer': 'sgd', 'hybridize': False},
-    {'net': 'aa_wrn10_1', 'num_heads': 2, 'min_key_channels_per_head': 4, 'attention_backend': 'tiled', 'tile': 9,
-     'memory_mode': 'recompute', 'recompute': 'blocks', 'dropout': 0.2, 'last_batch': 'keep'},
+    {**ATTENTION, 'optimizer': 'sgd', 'hybridize': False},
+    {**ATTENTION, 'attention_backend': 'tiled', 'tile': 9, 'memory_mode': 'recompute', 'recompute': 'blocks',
+     'dropout': 0.2, 'last_batch': 'keep'},
     {'memory_mode': 'recompute', 'cpus': 2}],
     ids=['plain', 'adam-dropout', 'two-devices', 'attention-eager', 'recompute', 'recompute-two-devices'])
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, keys):
-    config = tiny(**keys)
-    whole, _ = train(config, tmp_path / 'whole')
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, left_alone, keys):
     with stop_after(STEPS + 5), pytest.raises(Interrupted) as stopped:
-        train(config, tmp_path / 'stopped')
+        train(tiny(**keys), tmp_path / 'stopped')
     run = RunDirectory.open(tmp_path / 'stopped')
     steps = checkpoint.positions(run.checkpoints)[-1]
     assert steps.epochs == 1 and 4 <= steps.steps <= 5  # an uneven last batch is a step more
@@ -83,34 +98,32 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, keys):
     heard = []
     resume(run, Reporter(heard.append))
     assert heard == [f'going on after step {steps.steps + 3} of epoch 2']
-    assert_equal_runs(whole, run)
+    assert_equal_runs(left_alone(**keys), run)
 
 
-@pytest.mark.parametrize('at, keys', [('count_correct', {}), ('average_statistics', {'cpus': 3})])
-def test_stopped_while_validating(tmp_path, at, keys):
-    whole, _ = train(tiny(**keys), tmp_path / 'whole')
+@pytest.mark.parametrize('at, keys', [
+    ('count_correct', {}), ('average_statistics', {'cpus': 2, 'last_batch': 'keep'})])
+def test_stopped_while_validating(tmp_path, left_alone, at, keys):
     with stop_after(2, at=at), pytest.raises(Interrupted):
         train(tiny(**keys), tmp_path / 'stopped')
     run = RunDirectory.open(tmp_path / 'stopped')
-    assert checkpoint.positions(run.checkpoints)[-1] == (1, STEPS)
+    assert checkpoint.positions(run.checkpoints)[-1] == (1, STEPS + ('last_batch' in keys))  # an uneven one more
     resume(run)
-    assert_equal_runs(whole, run)
+    assert_equal_runs(left_alone(**keys), run)
 
 
-def test_stopped_while_testing(tmp_path):
-    whole, _ = train(tiny(), tmp_path / 'whole')
+def test_stopped_while_testing(tmp_path, left_alone):
     with stop_after(3, at='count_correct'), pytest.raises(Interrupted, match='after epoch 2'):
         train(tiny(), tmp_path / 'stopped')
     run = RunDirectory.open(tmp_path / 'stopped')
     assert run.result() is None
     resume(run)
-    assert_equal_runs(whole, run)
+    assert_equal_runs(left_alone(), run)
 
 
-def test_checkpoints_within_epochs_change_nothing_and_are_gone_back_to(tmp_path):
-    whole, _ = train(tiny(), tmp_path / 'whole')
+def test_checkpoints_within_epochs_change_nothing_and_are_gone_back_to(tmp_path, left_alone):
     often, _ = train(tiny(checkpoint_every='4', keep_checkpoints=100), tmp_path / 'often')
-    assert_equal_runs(whole, often)
+    assert_equal_runs(left_alone(), often)
     expected = [divmod(step, STEPS) for step in range(1, 2 * STEPS + 1) if step % 4 == 0 or step % STEPS == 0]
     assert [tuple(position) for position in checkpoint.positions(often.checkpoints)] == expected
     # as if it had been killed after the second epoch's row, before its checkpoint
@@ -121,7 +134,7 @@ def test_checkpoints_within_epochs_change_nothing_and_are_gone_back_to(tmp_path)
     with open(often.path / 'metrics.jsonl', 'a') as file:
         file.write('{"epoch": 3, "train')
     resume(often)
-    assert_equal_runs(whole, often)
+    assert_equal_runs(left_alone(), often)
 
 
 def test_minutes_are_counted_from_the_last_checkpoint(tmp_path, monkeypatch):
@@ -155,27 +168,37 @@ def test_what_killed_trainings_leave_behind_is_swept_up(tmp_path):
     assert not [path for path in run.path.rglob('.*')]
 
 
-@pytest.mark.parametrize('damage', [shutil.rmtree, lambda path: (path / 'net.params').write_bytes(b'')])
-def test_a_best_checkpoint_that_is_gone_gives_way_to_the_best_of_the_others(tmp_path, damage, monkeypatch):
-    accuracies = iter([0.9, 0.5, 0.4, 0.3, 0.2])
-    monkeypatch.setattr(loop, 'accuracy', lambda *args: next(accuracies))
-    config = tiny(epochs=4, keep_checkpoints=9)
+def test_a_best_checkpoint_that_is_gone_gives_way_to_the_best_of_the_others(tmp_path, monkeypatch):
+    accuracies = [0.9, 0.5, 0.4]
+    monkeypatch.setattr(loop, 'accuracy', lambda *args: accuracies.pop(0))
     with stop_after(3 * STEPS + 2), pytest.raises(Interrupted):
-        train(config, tmp_path / 'run')
-    run = RunDirectory.open(tmp_path / 'run')
-    damage(checkpoint.choose(run.checkpoints, 'best'))
-    heard = []
-    _, result = resume(run, Reporter(heard.append))
-    assert 'epoch-0001, is missing or damaged: epoch 2 is the best in its place' in heard[0]
-    assert result['best_epoch'] == 2 and result['val_accuracy'] == 0.5
+        train(tiny(epochs=4, keep_checkpoints=9), tmp_path / 'run')
+    for number, damage in enumerate((shutil.rmtree, lambda path: (path / 'net.params').write_bytes(b''))):
+        run = RunDirectory.open(shutil.copytree(tmp_path / 'run', tmp_path / str(number)))
+        damage(checkpoint.choose(run.checkpoints, 'best'))
+        accuracies[:] = [0.3, 0.2]
+        heard = []
+        _, result = resume(run, Reporter(heard.append))
+        assert 'epoch-0001, is missing or damaged: epoch 2 is the best in its place' in heard[0]
+        assert result['best_epoch'] == 2 and result['val_accuracy'] == 0.5
 
 
-def test_what_a_resumed_training_was_given_is_remembered(tmp_path):
+@pytest.fixture(scope='module')
+def stopped_once(tmp_path_factory):
+    path = tmp_path_factory.mktemp('stopped') / 'run'
     with stop_after(5), pytest.raises(Interrupted):
-        train(tiny(epochs=1), tmp_path / 'run')
-    run = RunDirectory.open(tmp_path / 'run')
-    resume(run, checkpoint_every='7', cpus=2)
-    assert (run.config().checkpoint_every, run.config().cpus) == ('7', 2)
+        train(tiny(epochs=1, checkpoint_every='2'), path)
+    return path
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    return RunDirectory.open(shutil.copytree(stopped_once, tmp_path / 'stopped'))
+
+
+def test_what_a_resumed_training_was_given_is_remembered(stopped):
+    resume(stopped, checkpoint_every='7', cpus=2)
+    assert (stopped.config().checkpoint_every, stopped.config().cpus) == ('7', 2)
 
 
 def test_images_of_other_classes_are_not_evaluated(tmp_path, monkeypatch):
@@ -190,11 +213,10 @@ def test_images_of_other_classes_are_not_evaluated(tmp_path, monkeypatch):
     assert evaluate(run)['accuracy'] == accuracy  # normalised as in training
 
 
-def test_a_training_without_a_checkpoint_begins_anew(tmp_path):
-    whole, _ = train(tiny(), tmp_path / 'whole')
+def test_a_training_without_a_checkpoint_begins_anew(tmp_path, left_alone):
     run = RunDirectory.create(tmp_path / 'killed', tiny())
     resume(run)
-    assert_equal_runs(whole, run)
+    assert_equal_runs(left_alone(), run)
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path):
@@ -209,19 +231,16 @@ def test_a_finished_training_is_left_as_it_is(tmp_path):
     assert 'has finished its 1 epochs: nothing is left to do' in heard[0]
 
 
-def test_another_number_of_devices_is_said(tmp_path):
-    with stop_after(5), pytest.raises(Interrupted):
-        train(tiny(epochs=1), tmp_path / 'run')
+def test_another_number_of_devices_is_said(stopped):
     heard = []
-    _, result = resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append), cpus=2)
+    _, result = resume(stopped, Reporter(heard.append), cpus=2)
     assert result['devices'] == ['cpu(0)', 'cpu(1)']
     assert 'not bit for bit what it would have been: it was on cpu(0) with' in heard[0]
 
 
 def test_another_way_to_compute_is_said(tmp_path):
     with stop_after(5), pytest.raises(Interrupted):
-        train(tiny(epochs=1, net='aa_wrn10_1', num_heads=2, min_key_channels_per_head=4, attention_backend='folded'),
-              tmp_path / 'run')
+        train(tiny(epochs=1, **ATTENTION, attention_backend='folded'), tmp_path / 'run')
     heard, facts = [], []
     _, result = resume(RunDirectory.open(tmp_path / 'run'), Reporter(heard.append, lambda run, row: facts.append(row)),
                        attention_backend='tiled', tile=20, memory_mode='recompute')
@@ -234,7 +253,7 @@ def test_another_way_to_compute_is_said(tmp_path):
 @pytest.mark.parametrize('keys, heard_first', [
     ({}, []),
     # auto was folded then; whatever it is now, tiled is something else
-    ({'net': 'aa_wrn10_1', 'num_heads': 2, 'attention_backend': 'tiled'},
+    ({**ATTENTION, 'attention_backend': 'tiled'},
      ['attention folded, memory mode speed, and is']),
 ])
 def test_checkpoints_from_before_attention_was_noted(tmp_path, keys, heard_first):
@@ -267,13 +286,6 @@ def test_what_is_computed_cannot_change(tmp_path, key, value):
     run = RunDirectory.create(tmp_path / 'run', tiny())
     with pytest.raises(UsageError, match=f'{key} cannot change in a training that goes on .*: start a new one with'):
         resume(run, **{key: value})
-
-
-@pytest.fixture
-def stopped(tmp_path):
-    with stop_after(5), pytest.raises(Interrupted):
-        train(tiny(epochs=1, checkpoint_every='2'), tmp_path / 'run')
-    return RunDirectory.open(tmp_path / 'run')
 
 
 def last(run):
@@ -327,7 +339,7 @@ def test_metrics_that_were_changed_are_noticed(tmp_path):
         resume(run)
 
 
-def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_what_was_there(tmp_path, left_alone, monkeypatch):
     save, calls = checkpoint.files.write_json, []
 
     def fail_later(path, value):
@@ -343,4 +355,4 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     assert checkpoint.epochs(run.checkpoints) == [1]
     assert not [path for path in run.path.rglob('*') if path.name.endswith('.tmp')]
     resume(run)
-    assert_equal_runs(train(tiny(), tmp_path / 'whole')[0], run)
+    assert_equal_runs(left_alone(), run)
