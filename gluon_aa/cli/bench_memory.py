@@ -94,8 +94,12 @@ def memory(measure: bool, time_limit: float, jobs: Optional[int], output: Option
             progress.tell(cell, total)
 
         default_jobs = machine.physical_cores() if request.source == 'modelled' else 1
-        cells = sweep.run(request, directory.devices, recorder.cells[:], record,
-                          sweep.Limits(time_limit, jobs or default_jobs))
+        try:
+            cells = sweep.run(request, directory.devices, recorder.cells[:], record,
+                              sweep.Limits(time_limit, jobs or default_jobs))
+        except KeyboardInterrupt:
+            click.echo(f'gluon-aa bench memory --output {directory.path} --resume goes on from here.', err=True)
+            raise
         found = report.write(directory.path, request, directory.devices, cells)
     echo('')
     echo(report.text(request, directory.devices, cells))

@@ -30,6 +30,7 @@ function show() {
   const categories = document.getElementById('categories');
   const layers = document.getElementById('layers');
   [gauge, categories, layers].forEach(element => element.replaceChildren());
+  document.getElementById('by-layer').hidden = !cell.layers.length;
   if (cell.total === null) return;
   const whole = Math.max(cell.total, usable) * 1.02;
   const parts = cell.bytes.length ? data.categories.map((name, index) => [name, cell.bytes[index], data.colours[index]])

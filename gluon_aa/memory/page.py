@@ -8,7 +8,7 @@ from gluon_aa.memory import frontier
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.plan import CATEGORIES
 from gluon_aa.memory.request import Request
-from gluon_aa.memory.report import LAYER_PARTS, layer_names, layered_cells, mark
+from gluon_aa.memory.report import LAYER_PARTS, layer_names, layered_cells, mark, unit
 from gluon_aa.memory.sweep import FITS, NOT_RUN, TOO_LARGE
 
 Row = Dict[str, Any]
@@ -61,13 +61,14 @@ def _device(request: Request, device: Device, rows: Sequence[Row], panels: Seque
     number = len(request.gpus) or 1 if device.gpu else request.cpus
     each = f', on each of {number} that share the batch' if number > 1 else ''
     apart = ': none was measured on this device' if device.gpu and request.source != 'measured' else ''
-    note = f'All figures are {request.source}{apart}'
-    return (f'<section><h2>{_text(device.title)}</h2><p class="soft">GiB by batch size (across) and augmented layers, '
-            f'counted from the output (up){each}. {note}.</p>'
+    key = ['none <i class="ramp"></i> all of the ' + f'{in_words(device.usable)} usable',
+           '<i class="swatch no"></i> does not fit', '<i class="swatch edge"></i> the frontier',
+           *['<em>italics</em> follow from a cell that ran'] * any(cell['derived'] for cell in rows),
+           'click a cell for its bytes']
+    return (f'<section><h2>{_text(device.title)}</h2><p class="soft">{unit(device.usable)} by batch size (across) and '
+            f'augmented layers, counted from the output (up){each}. All figures are {request.source}{apart}.</p>'
             f'<div class="panels">{"".join(figures)}</div><div class="key">'
-            '<span>none <i class="ramp"></i> all of the '
-            f'{in_words(device.usable)} usable</span><span><i class="swatch no"></i> does not fit</span><span>'
-            '<i class="swatch edge"></i> the frontier</span><span>click a cell for its bytes</span></div></section>')
+            + ''.join(f'<span>{text}</span>' for text in key) + '</div></section>')
 
 
 def _heat(request: Request, device: Device, rows: Sequence[Row], number: int, panel: Any) -> str:
@@ -150,8 +151,8 @@ def _cell_section(request: Request, devices: Sequence[Device], panels: Sequence[
     return (f'<section id="cell"><h2>Where the bytes go</h2><div class="choose">{boxes}</div>'
             '<p id="verdict"></p><div class="gauge" id="gauge"></div><div class="split">'
             '<div><h3>By category</h3><table class="categories" id="categories"></table></div>'
-            f'<div><h3>By layer</h3><table class="layers" id="layers"></table><div class="key">{key}</div></div>'
-            '</div></section>')
+            '<div id="by-layer"><h3>By layer</h3><table class="layers" id="layers"></table>'
+            f'<div class="key">{key}</div></div></div></section>')
 
 
 def _same(values: Sequence[int]) -> List[Tuple[int, int]]:
@@ -165,8 +166,7 @@ def _conditions(request: Request, devices: Sequence[Device], rows: Sequence[Row]
         found.append(('uncertainty', f'{in_words(min(uncertain))} to {in_words(max(uncertain))}; a cell fits where it '
                       'does with its uncertainty'))
     for device in devices:
-        reserve = ", less what MXNet's pool leaves to others" if device.gpu else ''
-        found.append((device.title, f'{in_words(device.memory or 0)}{reserve}: {in_words(device.usable)} usable'))
+        found.append((device.title, f'{in_words(device.usable)} usable{_usable(request, device, rows)}'))
     if request.source == 'measured':
         ran = sum(not cell['derived'] and cell['status'] != NOT_RUN for cell in rows)
         found.append(('cells', f'{ran} of {len(rows)} ran; those in italics follow from one that did'))
@@ -178,6 +178,16 @@ def _conditions(request: Request, devices: Sequence[Device], rows: Sequence[Row]
     return (f'<section><h2>Conditions</h2><p>Asked with</p><code>{_text(request.command())}</code><dl>'
             + ''.join(f'<dt>{_text(name)}</dt><dd>{_text(value)}</dd>' for name, value in found)
             + f'</dl>{errors}</section>')
+
+
+def _usable(request: Request, device: Device, rows: Sequence[Row]) -> str:
+    """What makes it so much."""
+    if device.gpu:
+        return f" of {in_words(device.memory or 0)}: MXNet's pool leaves the rest to others"
+    baselines = [cell['baseline_bytes'] for cell in rows if cell.get('baseline_bytes')]
+    if not baselines:
+        return '' if request.memory_budget else ': what was free'
+    return f', enforced on each process beyond what it had before ({in_words(max(baselines))} or less)'
 
 
 def _data(request: Request, devices: Sequence[Device], rows: Sequence[Row], panels: Sequence[Any]) -> str:

@@ -24,7 +24,7 @@ SHORT = {FITS: 'fits', TOO_LARGE: 'OOM', TIMED_OUT: 'time', CRASHED: 'crash', NO
 #: Most rows and columns that a table in the terminal has, and most tables: the rest is in the files.
 _MOST_ROWS, _MOST_COLUMNS, _MOST_TABLES = 26, 16, 6
 
-GIB = 2 ** 30
+GIB, MIB = 2 ** 30, 2 ** 20
 
 
 def summary(request: Request, devices: Sequence[Device], rows: Sequence[Row]) -> Row:
@@ -82,7 +82,7 @@ def _table(request: Request, device: Device, dtype: str, way: Way, rows: Sequenc
     number = rows[0]['devices']
     place = f'{number} x {device.title}' if number > 1 else device.title
     form = f', {dtype}' if len(request.dtypes) > 1 else ''
-    title = (f'{way} on {place}{form}: {request.source} GiB{" on each" if number > 1 else ""}, '
+    title = (f'{way} on {place}{form}: {request.source} {unit(device.usable)}{" on each" if number > 1 else ""}, '
              f'{in_words(device.usable)} usable')
     table = tabulate(lines, ['depth', f'batch {batches[0]}', *map(str, batches[1:])], disable_numparse=True,
                      stralign='right')
@@ -97,16 +97,21 @@ def _thinned(values: Sequence[int], most: int) -> Sequence[int]:
 
 
 def mark(cell: Row) -> str:
-    """A cell in a few characters: GiB, with * where it does not fit."""
+    """A cell in a few characters: bytes in the unit of its device, with * where it does not fit."""
     if cell['total_bytes'] is None or cell['status'] in (TIMED_OUT, CRASHED):
         short = SHORT[cell['status']]
         return f'({short})' if cell['derived'] else short
-    return f'{gib(cell["total_bytes"])}{" " if cell["status"] == FITS else "*"}'
+    return f'{figure(cell["total_bytes"], cell["budget_bytes"])}{" " if cell["status"] == FITS else "*"}'
 
 
-def gib(count: int) -> str:
-    """GiB in three digits."""
-    value = count / GIB
+def unit(usable: int) -> str:
+    """What bytes on a device of so many are shown in."""
+    return 'GiB' if usable >= 4 * GIB else 'MiB'
+
+
+def figure(count: int, usable: int) -> str:
+    """Bytes in that unit, in three digits or more."""
+    value = count / (GIB if unit(usable) == 'GiB' else MIB)
     return f'{value:.2f}' if value < 9.995 else f'{value:.1f}' if value < 99.95 else f'{value:,.0f}'
 
 
@@ -158,7 +163,7 @@ def draw_heatmap(request: Request, device: Device, rows: Sequence[Row], path: pa
               if name == device.name]
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
-    wide, high = 1.2 + 0.62 * len(request.batch_sizes), 1.3 + 0.34 * len(request.depths)
+    wide, high = 0.9 + 0.5 * len(request.batch_sizes), 1.0 + 0.27 * len(request.depths)
     figure = _figure(max(7.0, columns * wide + 1.5), lines * high + 1.6)
     places = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axes in places.flat[len(panels):]:
@@ -175,7 +180,8 @@ def draw_heatmap(request: Request, device: Device, rows: Sequence[Row], path: pa
     bar.ax.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     number = panels[0][2][0]['devices']
     place = f'each of {number} {device.title}' if number > 1 else device.title
-    figure.suptitle(f'{what(request)} GiB on {place}; it fits below and left of the line', fontsize=12)
+    figure.suptitle(f'{what(request)} {unit(device.usable)} on {place}; it fits below and left of the line',
+                    fontsize=12)
     _save(figure, path)
 
 
@@ -187,7 +193,7 @@ def _panel(axes: Any, request: Request, device: Device, rows: Sequence[Row]) -> 
         share = cell['total_bytes'] / device.usable if cell['total_bytes'] is not None else np.nan
         shares[place] = share
         dark = share == share and 0.45 < share
-        axes.text(place[1], place[0], mark(cell).strip(' *'), ha='center', va='center', fontsize=7.5,
+        axes.text(place[1], place[0], mark(cell).strip(' *'), ha='center', va='center', fontsize=8,
                   color='white' if dark else '#222222', alpha=1 if cell['status'] == FITS else 0.75)
     for line in range(1, shape[1]):
         axes.axvline(line - 0.5, color='white', linewidth=1)
@@ -269,7 +275,7 @@ def draw_layers(request: Request, device: Device, rows: Sequence[Row], path: pat
             axes.barh(range(len(names)), values, left=left, color=colour, label=part)
             left += values
         fits = 'fits' if cell['status'] == FITS else 'does not fit'
-        axes.set_title(f'{frontier.way(cell)}: {gib(cell["total_bytes"])} GiB in all, {fits}', fontsize=10)
+        axes.set_title(f'{frontier.way(cell)}: {in_words(cell["total_bytes"])} in all, {fits}', fontsize=10)
         axes.set_yticks(range(len(names)))
         axes.set_yticklabels(names, fontsize=8)
         axes.set_xlabel('GiB')

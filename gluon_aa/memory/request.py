@@ -160,10 +160,6 @@ class Line(NamedTuple):
             del values['cpus']  # the two exclude each other
         return values
 
-    def __str__(self) -> str:
-        parts = [self.device.name, f'depth {self.depth}', str(self.way)]
-        return ', '.join(parts + ([self.dtype] if len(self.request.dtypes) > 1 else []))
-
 
 def parse_depths(text: str) -> Union[str, Tuple[int, ...]]:
     """'all', or the numbers of 0,1,4-6.

@@ -110,7 +110,7 @@ def test_measured_cells_say_which_ran():
     text = report.text(asked, asked.found_devices(), cells)
     assert f'{len(recorded)} of 20 cells ran; of the others, those in brackets follow from one that did' in text
     assert '(fits)' in text and '(OOM)' in text and 'OOM ' in text
-    assert 'on CPU: measured GiB, 1.00 GiB usable' in text
+    assert 'on CPU: measured MiB, 1.00 GiB usable' in text
 
 
 def test_csv(swept, written):
@@ -203,7 +203,8 @@ def test_a_browser_shows_the_figures(swept, written, tmp_path):
     for attributes, text in places:
         cell = by_place(cells)[ways[int(attributes['data-panel'])], int(attributes['data-depth']),
                                int(attributes['data-batch'])]
-        assert int(attributes['data-bytes']) == cell['total_bytes'] and text == report.gib(cell['total_bytes'])
+        assert int(attributes['data-bytes']) == cell['total_bytes']
+        assert text == report.figure(cell['total_bytes'], device.usable)
         assert attributes['data-status'] == cell['status']
         assert ('no' in attributes['class'].split()) == (cell['status'] != 'fits')
         assert 'modelled' in attributes['title']
@@ -216,8 +217,9 @@ def test_a_browser_shows_the_figures(swept, written, tmp_path):
     start = texts.index('By category')
     assert texts[start + 1:].count('attention') and f'{cell["bytes"]["attention"] / GIB:.2f} GiB' in texts[start:]
     assert 'stage1.block1.conv1' in texts[start:] and 'stem' in texts[start:]
-    sizes = [float(re.search(r'width: ([0-9.e-]+)%', attributes['style']).group(1)) for tag, attributes, _ in page.found
-             if tag == 'i' and attributes.get('title', '').startswith(('parameters', 'activations', 'attention'))]
+    bars = [attributes for tag, attributes, _ in page.found if tag == 'i' and 'title' in attributes]
+    sizes = [float(re.search(r'width: ([0-9.e-]+)%', attributes['style']).group(1)) for attributes in bars
+             if attributes['title'].startswith(('parameters', 'activations', 'attention'))]
     whole = 1.02 * max(device.usable, cell['total_bytes'])
     for size, name in zip(sizes, ('parameters', 'activations', 'attention')):
         assert abs(size / 100 - cell['bytes'][name] / whole) < 1e-4
