@@ -81,4 +81,4 @@ def _depth_words(depth: Any, request: Request) -> str:
         return f'not even {request.depths[0]}' if request.depths[0] else 'not even the plain network'
     if depth == request.layers:
         return f'all {depth}'
-    return f'{depth}, the most asked for' if depth == max(request.depths) else str(depth or 'none')
+    return f'{depth} (the most asked for)' if depth == max(request.depths) else str(depth or 'none')

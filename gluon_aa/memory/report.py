@@ -65,8 +65,10 @@ def text(request: Request, devices: Sequence[Device], rows: Sequence[Row]) -> st
     if len(panels) > _MOST_TABLES:
         parts.append(f'{len(panels) - _MOST_TABLES} more tables are in report.html and cells.csv')
     edges = frontier.frontiers(rows)
-    parts += [_edge_table('Largest batch size that fits, by depth', edges, 'largest_batch', 'depth', 'batch_size'),
-              _edge_table('Deepest augmentation that fits, by batch size', edges, 'deepest', 'batch_size', 'depth')]
+    parts.append(_edge_table('Largest batch size that fits, by depth', edges, 'largest_batch', 'depth', 'batch_size'))
+    if request.layers:
+        parts.append(_edge_table('Deepest augmentation that fits, by batch size', edges, 'deepest', 'batch_size',
+                                 'depth'))
     failed = [cell for cell in rows if cell['status'] in (TIMED_OUT, CRASHED)]
     if failed:
         parts.append(f'{len(failed)} cells failed, the first ({frontier.way(failed[0])}, depth {failed[0]["depth"]}, '

@@ -16,7 +16,7 @@ def invoke(*arguments):
 
 
 def test_what_fits_is_shown_and_kept(in_tmp_path):
-    result = invoke(*SMALL, '--device', 'p100-16g', '--output', 'swept', '--json', 'found.json')
+    result = invoke(*SMALL, '--device', 'p100-16g', '--output', 'swept', '--jobs', 1, '--json', 'found.json')
     assert result.exit_code == 0, result.stderr
     found = json.loads((in_tmp_path / 'found.json').read_text())
     keys = 'depth', 'batch_size', 'status', 'source', 'device', 'budget_bytes'

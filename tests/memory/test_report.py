@@ -61,7 +61,7 @@ def test_a_sentence_says_what_fits(swept):
 
 
 @pytest.mark.parametrize('changes, count, words', [
-    ({'depths': (0, 1), 'backends': ('tiled',)}, 1, 'tiled + recompute fits 1, the most asked for (modelled).'),
+    ({'depths': (0, 1), 'backends': ('tiled',)}, 1, 'tiled + recompute fits 1 (the most asked for) (modelled).'),
     ({'depths': (0, 1), 'backends': ('tiled',)}, 99 * GIB, 'tiled + recompute fits not even the plain network'),
     ({'net': 'wrn10_1'}, 1, 'On a P100 PCIe 16 GB (15.10 GiB usable), plain fits up to batch 32 (modelled).'),
     ({'net': 'wrn10_1'}, 99 * GIB, 'plain does not even fit at batch 8 (modelled).'),
