@@ -26,6 +26,7 @@ from gluon_aa import compat, machine
 from gluon_aa.compat import mx
 from gluon_aa.data import load_dataset
 from gluon_aa.memory import meter
+from gluon_aa.memory.devices import DEVICES
 from gluon_aa.training import automatic
 from gluon_aa.training.assembly import build_engine
 from gluon_aa.training.config import TrainConfig, load
@@ -52,7 +53,7 @@ def planned(options: Any, way: str, batch_size: int) -> int:
     config = configuration(options, way, batch_size)
     size = tuple(map(int, options.input_size.split('x')))
     config = automatic.apply(config, automatic.candidates(config)[0])
-    return automatic.plan(config, 10, (3, *size)).total
+    return automatic.plan(config, 10, (3, *size), DEVICES['cpu']).total
 
 
 def measure(options: Any) -> Dict[str, Any]:

@@ -11,6 +11,10 @@ class FailedError(RuntimeError):
     """The work failed, or the machine lacks what it needs."""
 
 
+class OutOfMemory(FailedError):
+    """Memory was too small. MXNet may hang in this process from here on, even at its end: `os._exit` is what ends it."""
+
+
 class Notice(UserWarning):
     """What a user should know although the work goes on; the command line shows it as one line."""
 

@@ -1,4 +1,5 @@
 """The command line: parsing and printing only. MXNet is imported by the commands that need it, when they run."""
+import os
 import sys
 import traceback
 import warnings
@@ -7,8 +8,8 @@ from typing import Any
 import click
 
 import gluon_aa
-from gluon_aa.cli import bench, data, doctor, evaluate, models, train
-from gluon_aa.errors import FailedError, Notice, UsageError, reason
+from gluon_aa.cli import bench, data, doctor, evaluate, models, plan, train
+from gluon_aa.errors import FailedError, Notice, OutOfMemory, UsageError, reason
 
 INTERRUPTED = 130
 
@@ -28,7 +29,16 @@ class Commands(click.Group):
             if ctx.obj['debug']:
                 traceback.print_exc()
             click.echo(f'Error: {_one_line(error)}', err=True)
+            if isinstance(error, OutOfMemory):
+                _end_now()
             ctx.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _end_now() -> None:
+    """End the process with code 1 and without MXNet's leave, which waits for what may never come."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
 
 
 def _one_line(error: Exception) -> str:
@@ -63,6 +73,6 @@ def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
     ctx.obj['debug'] |= value
 
 
-for _command in (bench.bench, data.data, doctor.doctor, evaluate.evaluate, models.models, train.train):
+for _command in (bench.bench, data.data, doctor.doctor, evaluate.evaluate, models.models, plan.plan, train.train):
     _accept_debug(_command)
     main.add_command(_command)

@@ -66,8 +66,9 @@ class _Report:
         self.run, config, devices = run, self.config, facts['devices']
         self.echo(f'{config.net} on {config.dataset} in {config.dtype}: {facts["parameters"]:,} parameters, '
                   f'{facts["train_images"]:,} training images, {facts["steps_per_epoch"]} steps an epoch')
-        self.echo(f'batch of {config.batch_size} on {", ".join(devices)}, '
-                  f'{config.batch_size / len(devices):g} a device; {facts["how_computed"]}')
+        parts, images = config.accumulate, config.batch_size / len(devices) / config.accumulate
+        self.echo(f'batch of {config.batch_size} on {", ".join(devices)}, {f"{parts} x " if parts > 1 else ""}'
+                  f'{images:.4g} a device; {facts["how_computed"]}')
         self.echo(f'run directory: {run.path}')
 
     def on_epoch(self, row: Dict[str, Any]) -> None:

@@ -91,11 +91,11 @@ class StepGraph:
             _infer(self.nodes, index, node, shapes, items, sizes)
         return sizes
 
-    def parameters(self, names: Set[str]) -> int:
-        """Numbers in the arguments and auxiliary states called `names`."""
+    def counts(self) -> Dict[str, int]:
+        """Numbers in each argument and auxiliary state, in the order in which the network uses them."""
         arguments, _, auxiliary = self.symbol.infer_shape(**self._inputs(1))
         shapes = [*zip(self.symbol.list_arguments(), arguments), *zip(self.symbol.list_auxiliary_states(), auxiliary)]
-        return sum(math.prod(shape) for name, shape in shapes if name in names)
+        return {name: math.prod(shape) for name, shape in shapes}
 
     def _inputs(self, batch_size: int) -> Dict[str, Shape]:
         return {'images': (batch_size, *self.image_shape), 'labels': (batch_size,)}

@@ -14,11 +14,13 @@ import contextlib
 import ctypes
 import pathlib
 import re
+import resource
 import shutil
 import tempfile
 import threading
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional
 
+from gluon_aa import machine
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError
 
@@ -161,6 +163,17 @@ def resident() -> Iterator[Usage]:
 def data_bytes() -> int:
     """What of this process's memory is its own and can be written to, touched or not: what RLIMIT_DATA limits."""
     return _status('VmData')
+
+
+def left() -> Optional[int]:
+    """Bytes that this process may still take: of its limits, and of what the machine has free; None where none says."""
+    mx.nd.ones((1,)).wait_to_read()  # MXNet's threads, which come with the first operator, have their stacks
+    found = [machine.available_memory()]
+    for kind, held in ((resource.RLIMIT_DATA, 'VmData'), (resource.RLIMIT_AS, 'VmSize')):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            found.append(max(0, limit - _status(held)))
+    return min((count for count in found if count is not None), default=None)
 
 
 def _reset_peak() -> bool:

@@ -42,7 +42,10 @@ _PROCESS = 80 * 10 ** 6
 
 
 class Layer(NamedTuple):
-    """A layer's parameters, and its share of the categories `activations` and `attention`, in bytes."""
+    """A layer's parameters, and its share of the categories `activations` and `attention`, in bytes.
+
+    What attention needs beside what is kept is used by all its layers in turn, and has a row of its own.
+    """
 
     name: str  # 'stage3.block1.conv1'
     kind: str
@@ -113,15 +116,17 @@ class Planner:
         parameters = classifier.collect_params()
         trainable = {name for name, parameter in parameters.items() if parameter.grad_req != 'null'}
         self.graph = StepGraph(symbol, trainable, image_shape, tight=self.executor)
-        self.weights = {name: _FLOAT * self.graph.parameters({name}) for name in trainable}
-        self.statistics = _FLOAT * self.graph.parameters(set(parameters.keys()) - trainable)
+        sizes = {name: _FLOAT * count for name, count in self.graph.counts().items() if name in parameters.keys()}
+        self.weights = {name: size for name, size in sizes.items() if name in trainable}
+        self.statistics = sum(sizes.values()) - sum(self.weights.values())
         self.owners = _Owners(net, self.graph.nodes)
         self.kept = buffers.kept(self.graph)
 
-    def plan(self, batch_size: int) -> Plan:
-        """The plan of a step of `batch_size` images over all devices."""
+    def plan(self, batch_size: int, accumulate: Optional[int] = None) -> Plan:
+        """The plan of a step of `batch_size` images over all devices, in the configuration's micro-batches or so many.
+        """
         devices = len(self.config.gpus) or self.config.cpus
-        passes = 1 if self.inference else getattr(self.config, 'accumulate', 1)
+        passes = 1 if self.inference else accumulate or self.config.accumulate
         images = math.ceil(math.ceil(batch_size / devices) / passes)
         sizes = self.graph.sizes(images)
         parts = self._parts(sizes)
@@ -153,7 +158,10 @@ class Planner:
         return [forward] if self.inference else [forward, buffers.of_backward(self.graph, sizes)]
 
     def _attribute(self, parts: Sequence[Buffers], sizes: Sizes, found: Dict[str, int]) -> List[Layer]:
-        """Add the buffers to the categories, each to what its largest entry is; returns the layers' shares."""
+        """Add the buffers to the categories, each to what its largest entry is; returns the layers' shares.
+
+        Attention's buffers that nothing is kept in are no single layer's.
+        """
         rows = {owner: Layer(owner.name, owner.kind, sum(self.weights[name] for name in names), 0, 0)
                 for owner, names in self.owners.parameters(self.weights)}
         for part in parts:
@@ -167,8 +175,8 @@ class Planner:
                 category = 'attention' if owner.attention else 'activations' if lasting else 'temporaries'
                 found[category] += part.sizes[buffer]
                 if category != 'temporaries':
-                    place = owner._replace(attention=False)
-                    row = rows.get(place, Layer(owner.name, owner.kind, 0, 0, 0))
+                    place = owner._replace(attention=False) if lasting or self.inference else _SHARED
+                    row = rows.get(place, Layer(place.name, place.kind, 0, 0, 0))
                     rows[place] = row._replace(**{category: getattr(row, category) + part.sizes[buffer]})
         return [row for row in rows.values() if any(row[2:])]
 
@@ -209,6 +217,10 @@ class _Owner(NamedTuple):
     name: str
     kind: str
     attention: bool = False
+
+
+#: Buffers that layers use in turn.
+_SHARED = _Owner('in turn', 'attention of all layers')
 
 
 class _Owners:

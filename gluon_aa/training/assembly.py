@@ -25,12 +25,18 @@ def build_engine(config: TrainConfig, dataset: Dataset, on_notice: Optional[Call
     """
     precision.use(config.dtype, on_gpus=bool(config.gpus))
     devices = resolve_devices(config.gpus, config.cpus)
-    if config.batch_size < len(devices):
-        raise UsageError(f'batch_size={config.batch_size} must be at least the number of devices, {len(devices)}')
+    least = len(devices) * config.accumulate
+    if config.batch_size < least:
+        of = 'the number of devices' if config.accumulate == 1 else 'one image for each micro-batch of each device'
+        raise UsageError(f'batch_size={config.batch_size} must be at least {of}, {least}')
     shape = (dataset.channels, *dataset.input_size)
     config, choice = automatic.resolve(config, len(dataset.classes), shape)
     if choice.reason and on_notice:
-        on_notice(f'{choice.candidate}: {choice.reason}')
+        advice = '' if choice.fits else ': expect to run out of memory, or take the batch in parts with --accumulate'
+        on_notice(f'{choice.candidate}: {choice.reason}{advice}')
+    if on_notice and config.memory_mode == 'recompute' and -(-config.batch_size // len(devices)) % config.accumulate:
+        on_notice(f'micro-batches of unequal sizes, {config.batch_size} images on {len(devices)} devices in '
+                  f'{config.accumulate} parts, take more memory than planned: better an --accumulate that divides them')
     net = get_model(config.net, len(dataset.classes), input_size=dataset.input_size, **config.model_options())
     products = placement.is_augmented(net) and config.attention_backend != 'native'  # which are OpenBLAS's
     if len(devices) > 1 and not config.gpus and compat.THREADS.number > 1 and products:
@@ -43,11 +49,14 @@ def build_engine(config: TrainConfig, dataset: Dataset, on_notice: Optional[Call
 def for_evaluation(config: TrainConfig) -> TrainConfig:
     """`config` for an engine that never trains: there is nothing to compute again, and no reason to plan.
 
-    On GPUs `auto` is the attention that needs least memory without a backward pass.
+    On GPUs `auto` is the attention that needs least memory without a backward pass. Batches are in parts as they were
+    in training, unless they are smaller now.
     """
     backend = 'tiled' if config.gpus and config.attention_backend == 'auto' else config.attention_backend
     tile = None if config.net.startswith(GLUONCV_PREFIX) else config.tile or DEFAULT_TILE
-    return dataclasses.replace(config, memory_mode='speed', recompute='attention', attention_backend=backend, tile=tile)
+    accumulate = max(1, min(config.accumulate, config.batch_size // (len(config.gpus) or config.cpus)))
+    return dataclasses.replace(config, memory_mode='speed', recompute='attention', attention_backend=backend, tile=tile,
+                               accumulate=accumulate, memory_budget=None)
 
 
 def circumstances(engine: Engine) -> Dict[str, Any]:
@@ -57,11 +66,11 @@ def circumstances(engine: Engine) -> Dict[str, Any]:
             'cpu': cpu_model(), 'mxnet': compat.mx.__version__,
             'attention_backend': config.attention_backend if augmented else None,
             'tile': config.tile if augmented and config.attention_backend == 'tiled' else None,
-            'memory_mode': config.memory_mode}
+            'memory_mode': config.memory_mode, 'accumulate': config.accumulate}
 
 
 def noted(saved: Dict[str, Any], config: Dict[str, Any], present: Dict[str, Any]) -> Dict[str, Any]:
-    """Circumstances as a checkpoint has them; earlier ones, which do not tell how attention was computed, completed.
+    """Circumstances as a checkpoint has them; earlier ones, which do not tell all of them, completed.
 
     Args:
         config: of that checkpoint.
@@ -69,13 +78,14 @@ def noted(saved: Dict[str, Any], config: Dict[str, Any], present: Dict[str, Any]
     """
     backend = config['attention_backend'] if config['attention_backend'] != 'auto' else 'folded'  # what it was then
     return {'attention_backend': backend if present['attention_backend'] else None, 'tile': None,
-            'memory_mode': 'speed', **saved}
+            'memory_mode': 'speed', 'accumulate': 1, **saved}
 
 
 def words(found: Dict[str, Any]) -> str:
     """Circumstances for people."""
+    parts = f', {found["accumulate"]} micro-batches a step' if found['accumulate'] > 1 else ''
     return (f'{", ".join(found["devices"])} with {found["threads"]} threads of {found["cpu"]}, MXNet {found["mxnet"]}, '
-            f'{how_computed(found)}')
+            f'{how_computed(found)}{parts}')
 
 
 def how_computed(found: Dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from gluon_aa import attention
 from gluon_aa.errors import UsageError, unknown
+from gluon_aa.memory.devices import parse_bytes
 
 MEMORY_MODES = ('auto', 'speed', 'recompute')
 RECOMPUTE = ('attention', 'blocks')
@@ -56,7 +57,7 @@ def parse_interval(text: str) -> Interval:
 
 #: Keys that a resumed training may change: where it runs and what it keeps, not what it is.
 RESUMABLE = ('data_dir', 'allow_unverified', 'gpus', 'cpus', 'kvstore', 'checkpoint_every', 'keep_checkpoints',
-             'attention_backend', 'tile', 'memory_mode', 'recompute')
+             'accumulate', 'memory_budget', 'attention_backend', 'tile', 'memory_mode', 'recompute')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +87,23 @@ class TrainConfig:
     relative: bool = _key(True, 'Relative position embeddings.')
     attention_backend: str = _key('auto', 'How attention is computed.', choices=attention.BACKEND_NAMES)
     tile: Optional[int] = _key(
-        None, f'Queries a tile of the attention backend tiled; {attention.DEFAULT_TILE}, or on GPUs the largest that '
-        'fits, by default.', minimum=1)
+        None, f'Queries a tile of the attention backend tiled; {attention.DEFAULT_TILE}, or the largest that fits on '
+        'GPUs and within a --memory-budget, by default.', minimum=1)
     memory_mode: str = _key(
         'auto', 'speed: keep what the backward pass needs; recompute: compute part of it again, in less memory; auto: '
-        'recompute only on GPUs, and where the other does not fit.', choices=MEMORY_MODES)
+        'recompute only on GPUs or within a --memory-budget, and where the other does not fit.', choices=MEMORY_MODES)
     recompute: str = _key(
         'attention', 'What memory mode recompute computes again: the attention of backend tiled; blocks: all but the '
         'sums that residual blocks end with (on CPUs).', choices=RECOMPUTE)
+    memory_budget: Optional[str] = _key(
+        None, "Bytes of each device, such as 16GiB, that auto's choices must fit into; where none does, nothing is "
+        'trained. By default what a GPU has free, where there is something to choose.', form=parse_bytes)
     dropout: Optional[float] = _key(None, 'Dropout inside the blocks of wrn* networks.', minimum=0, below=1)
     stem: Optional[str] = _key(None, 'First layers of resnet* networks: cifar or imagenet.')
-    batch_size: int = _key(128, 'Images a step, over all devices.', minimum=1)
+    batch_size: int = _key(128, 'Images a step, over all devices and micro-batches.', minimum=1)
+    accumulate: int = _key(
+        1, 'Micro-batches a step: each device takes its share of a batch in so many parts, in less memory, for one '
+        'update; batch norm sees a part at a time.', minimum=1)
     epochs: int = _key(60, 'Passes over the training images.', minimum=1)
     optimizer: str = _key('nag', 'Optimizer.', choices=OPTIMIZERS)
     learning_rate: float = _key(0.1, 'Highest learning rate.', minimum=0)

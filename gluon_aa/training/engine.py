@@ -10,6 +10,7 @@ import numpy as np
 from gluon_aa.compat import mx
 from gluon_aa.errors import FailedError
 from gluon_aa.training import precision
+from gluon_aa.training.accumulation import Accumulation
 from gluon_aa.training.checkpoint import mean_over_devices
 from gluon_aa.training.config import TrainConfig
 from gluon_aa.training.optimizers import make_optimizer
@@ -53,7 +54,8 @@ class Classifier(nn.HybridBlock):
 
 @dataclasses.dataclass
 class StepResult:
-    """What a step computes, not yet waited for: one array a device, and whether the gradient is finite."""
+    """What a step computes, not yet waited for: one array a device and micro-batch, and whether the gradient is finite.
+    """
 
     losses: List[Any]
     corrects: List[Any]
@@ -81,7 +83,7 @@ class Engine:
         mean, std: what broadcasts against (C, H, W).
         image_shape: (C, H, W).
         config: with its automatic choices made.
-        devices: MXNet contexts; a batch is divided among them.
+        devices: MXNet contexts; a batch is divided among them, and each one's share into micro-batches.
     """
 
     def __init__(self, net: Any, mean: np.ndarray, std: np.ndarray, image_shape: Tuple[int, int, int],
@@ -94,6 +96,8 @@ class Engine:
             precision.even_channels(net)
         self._compile()
         self._trainer = self._make_trainer()
+        self._accumulation = (Accumulation([*self._trainable().values()], self.devices)
+                              if config.accumulate > 1 else None)
 
     def _compile(self) -> None:
         """Get ready to run, as far as that does not depend on the batch size."""
@@ -143,14 +147,29 @@ class Engine:
 
     def train_step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float) -> StepResult:
         """One update from images (B, C, H, W) uint8 and labels (B,) int32, B at least 1; returns without waiting."""
-        result = StepResult(*self._gradients(list(self._divide(images, labels))))
-        for device in self.devices[len(result.losses):]:  # a last batch with fewer images than devices
+        passes = list(self._divide(images, labels))
+        result = StepResult([], [])
+        for number, parts in enumerate(passes):
+            losses, corrects = self._gradients(parts)
+            result.losses += losses
+            result.corrects += corrects
+            self._accumulate(number, len(parts), len(passes[number + 1]) if number + 1 < len(passes) else 0)
+        for device in self.devices[len(passes[0]):]:  # a last batch with fewer images than devices
             self._clear_gradients(device)
         self._trainer.set_learning_rate(learning_rate)
         self._trainer.step(len(labels))  # divides the summed gradients by the batch's size
         if self.config.dtype != 'float16':  # there overflows are ordinary: the loss scale falls, the update is left out
             result.finite = self._gradient_is_finite()
         return result
+
+    def _accumulate(self, number: int, here: int, following: int) -> None:
+        """Add up what pass `number` left as gradients on the first `here` devices; `following` of them have another."""
+        if self._accumulation is not None:
+            for index, device in enumerate(self.devices[:here]):
+                if index < following:
+                    self._accumulation.keep(device, first=number == 0)
+                elif number > 0:
+                    self._accumulation.finish(device)
 
     def _gradient_is_finite(self) -> Any:
         """An array of 1 or 0, not yet waited for. Of vectors, such as batch norm's: few, and in every layer."""
@@ -242,17 +261,22 @@ class Engine:
         total = 0
         pending: List[StepResult] = []
         for images, labels in batches:
-            pending.append(StepResult([], [self._correct(part) for part in self._divide(images, labels)]))
+            pending.append(StepResult([], [
+                self._correct(part) for parts in self._divide(images, labels) for part in parts]))
             if len(pending) > 2:  # keep the engine busy, but not arbitrarily far ahead
                 total += pending.pop(0).read()[1]
         return total + sum(result.read()[1] for result in pending)
 
-    def _divide(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Part]:
-        """The batch's parts on their devices, their sizes as equal as can be; none is empty."""
-        parts = zip(np.array_split(images, len(self.devices)), np.array_split(labels, len(self.devices)))
-        for (x, y), device in zip(parts, self.devices):
-            if len(y):
-                yield mx.nd.array(x, ctx=device, dtype='uint8'), mx.nd.array(y, ctx=device, dtype='int32')
+    def _divide(self, images: np.ndarray, labels: np.ndarray) -> Iterator[List[Part]]:
+        """For each pass its parts, one on each of the first devices; their sizes as equal as can be, none is empty."""
+        passes = self.config.accumulate
+        shares = [list(zip(*(np.array_split(array, passes) for array in share))) for share in zip(
+            *(np.array_split(array, len(self.devices)) for array in (images, labels)))]
+        for parts in zip(*shares):
+            filled = [(x, y, device) for (x, y), device in zip(parts, self.devices) if len(y)]
+            if filled:
+                yield [(mx.nd.array(x, ctx=device, dtype='uint8'), mx.nd.array(y, ctx=device, dtype='int32'))
+                       for x, y, device in filled]
 
 
 class HybridizedEngine(Engine):

@@ -9,10 +9,11 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, NamedTuple, O
 from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.training import checkpoint
+from gluon_aa.training import checkpoint, shortage
 from gluon_aa.training.assembly import build_engine, circumstances, for_evaluation, how_computed, noted, words
 from gluon_aa.training.checkpoint import Position
 from gluon_aa.training.config import RESUMABLE, TrainConfig, from_values, override, parse_interval, parse_size
+from gluon_aa.training.devices import resolve_devices
 from gluon_aa.training.engine import Engine, StepResult
 from gluon_aa.training.interruption import Interrupted, StopRequest
 from gluon_aa.training.progress import Progress
@@ -71,13 +72,14 @@ def train(config: TrainConfig, run_path: Optional[pathlib.Path] = None,
         UsageError: a configuration that contradicts itself or the data.
         FailedError: missing data or devices, a run directory that cannot be written.
         NonFiniteLoss: the loss is no longer finite; earlier checkpoints stay.
+        OutOfMemory: says what would fit; earlier checkpoints stay.
         Interrupted: by a signal; a checkpoint was written, and `resume` goes on.
     """
     reporter = reporter or Reporter()
     refuse_existing(run_path)
     parts = _prepare(config, reporter)
     run = RunDirectory.create(run_path, config)
-    with run.locked():
+    with run.locked(), shortage.explained(parts.subject, run, parts.engine.config):
         return run, _Training(config, parts, run, reporter, Progress()).run_all()
 
 
@@ -109,11 +111,12 @@ def resume(run: RunDirectory, reporter: Optional[Reporter] = None, **overrides: 
         path = checkpoint.choose(run.checkpoints, 'last') if kept else None
         if path:
             _check_config(path, config)
-        parts = _prepare(config, reporter)
-        progress = _restore(path, parts, reporter) if path else Progress()
-        run.keep_metrics(progress.epochs)
-        run.write_config(config)  # so that the next command need not say it again
-        return run, _Training(config, parts, run, reporter, progress).run_all()
+        parts = _prepare(config, reporter, run)
+        with shortage.explained(parts.subject, run, parts.engine.config):
+            progress = _restore(path, parts, reporter) if path else Progress()
+            run.keep_metrics(progress.epochs)
+            run.write_config(config)  # so that the next command need not say it again
+            return run, _Training(config, parts, run, reporter, progress).run_all()
 
 
 class _Parts(NamedTuple):
@@ -123,9 +126,10 @@ class _Parts(NamedTuple):
     batches: TrainingBatches
     schedule: Schedule
     engine: Engine
+    subject: shortage.Subject
 
 
-def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
+def _prepare(config: TrainConfig, reporter: Reporter, run: Optional[RunDirectory] = None) -> _Parts:
     dataset = load_data(config, reporter.on_notice)
     if config.batch_size > len(dataset.train):
         raise UsageError(f'batch_size={config.batch_size} is larger than the {len(dataset.train)} training images of '
@@ -133,8 +137,12 @@ def _prepare(config: TrainConfig, reporter: Reporter) -> _Parts:
     batches = TrainingBatches(dataset.train, config.batch_size, config.seed,
                               crop_padding=dataset.crop_padding if config.data_augmentation else 0,
                               flip=dataset.flip and config.data_augmentation, last_batch=config.last_batch)
-    return _Parts(dataset, batches, Schedule(config, len(batches)),
-                  build_engine(config, dataset, reporter.on_notice))
+    resolve_devices(config.gpus, config.cpus)  # are they there at all?
+    shape = (dataset.channels, *dataset.input_size)
+    subject = shortage.Subject.of(config, len(dataset.classes), shape)
+    with shortage.explained(subject, run):
+        engine = build_engine(config, dataset, reporter.on_notice)
+    return _Parts(dataset, batches, Schedule(config, len(batches)), engine, subject)
 
 
 def _check_config(path: pathlib.Path, config: TrainConfig) -> None:
@@ -196,7 +204,7 @@ class _Training:
     def __init__(self, config: TrainConfig, parts: _Parts, run: RunDirectory, reporter: Reporter,
                  progress: Progress) -> None:
         self.config, self.run, self.reporter, self.progress = config, run, reporter, progress
-        self.dataset, self.batches, self.schedule, self.engine = parts
+        self.dataset, self.batches, self.schedule, self.engine, _ = parts
         self.stop = StopRequest()
         self.every = parse_interval(config.checkpoint_every) if config.checkpoint_every else None
         self.clock = self.saved = time.monotonic()

@@ -103,7 +103,7 @@ def test_a_large_batch_after_a_small_one():
 
 def planned(engine):
     images, labels = batches(128)[0]
-    executor = engine._executor(next(engine._divide(images, labels)))
+    executor = engine._executor(next(engine._divide(images, labels))[0])
     return int(re.search(r'Total (\d+) MB allocated', executor.debug_str()).group(1))
 
 
