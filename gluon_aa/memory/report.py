@@ -165,7 +165,7 @@ def draw_heatmap(request: Request, device: Device, rows: Sequence[Row], path: pa
               if name == device.name]
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
-    wide, high = 0.9 + 0.5 * len(request.batch_sizes), 1.0 + 0.27 * len(request.depths)
+    wide, high = max(2.8, 0.9 + 0.5 * len(request.batch_sizes)), 1.0 + 0.27 * len(request.depths)
     figure = _figure(max(7.0, columns * wide + 1.5), lines * high + 1.6)
     places = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axes in places.flat[len(panels):]:
@@ -183,7 +183,7 @@ def draw_heatmap(request: Request, device: Device, rows: Sequence[Row], path: pa
     number = panels[0][2][0]['devices']
     place = f'each of {number} {device.title}' if number > 1 else device.title
     figure.suptitle(f'{what(request)} {unit(device.usable)} on {place}; it fits below and left of the line',
-                    fontsize=12)
+                    fontsize=12, wrap=True)
     _save(figure, path)
 
 
@@ -287,7 +287,7 @@ def draw_layers(request: Request, device: Device, rows: Sequence[Row], path: pat
     places[-1].legend(fontsize=9)
     cell = shown[0]
     figure.suptitle(f'{what(request)} bytes by layer at batch {cell["batch_size"]}, {cell["depth"]} augmented layers, '
-                    f'{device.title}', fontsize=12)
+                    f'{device.title}', fontsize=12, wrap=True)
     _save(figure, path)
     return True
 
