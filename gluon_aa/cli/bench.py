@@ -2,6 +2,7 @@
 import click
 
 from gluon_aa.cli.bench_attention import attention
+from gluon_aa.cli.bench_memory import memory
 from gluon_aa.cli.bench_throughput import throughput
 
 
@@ -10,5 +11,5 @@ def bench() -> None:
     """Measurements on this machine."""
 
 
-for _command in (attention, throughput):
+for _command in (attention, memory, throughput):
     bench.add_command(_command)

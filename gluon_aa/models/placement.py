@@ -136,4 +136,11 @@ def halved(size: Tuple[int, int], strides: int) -> Tuple[int, int]:
 
 def is_augmented(net: Any) -> bool:
     """Whether any layer of `net` is an attention-augmented convolution."""
-    return isinstance(net, AttentionAugmentedConv2D) or any(map(is_augmented, net._children.values()))
+    return augmented_layers(net) > 0
+
+
+def augmented_layers(net: Any) -> int:
+    """How many layers of `net` are attention-augmented convolutions."""
+    if isinstance(net, AttentionAugmentedConv2D):
+        return 1
+    return sum(map(augmented_layers, net._children.values()))

@@ -9,7 +9,7 @@ import re
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
 from gluon_aa.errors import UsageError, unknown
-from gluon_aa.models.placement import Augmentation
+from gluon_aa.models.placement import Augmentation, augmented_layers
 
 #: gluoncv's networks that `get_model` falls back to: its CIFAR baselines.
 GLUONCV_PREFIX = 'cifar_'
@@ -107,6 +107,16 @@ def get_model(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int,
     own = {key: value for key, value in options.items() if key in family.options and value is not None}
     return family.build(**numbers, classes=classes, input_size=size,
                         augmentation=dataclasses.replace(family.augmentation, **changes), **own)
+
+
+def eligible_layers(name: str, classes: int = 10, *, input_size: Union[int, Tuple[int, int]] = (32, 32)) -> int:
+    """The greatest K of placement `last:K` in an `aa_` network; 0 of plain networks and of gluoncv's.
+
+    Raises:
+        UsageError: as `get_model`.
+    """
+    options: Dict[str, Any] = {'placement': 'paper', 'attention_backend': 'folded'} if name.startswith('aa_') else {}
+    return augmented_layers(get_model(name, classes, input_size=input_size, **options))
 
 
 def _match(name: str) -> Tuple[Family, Dict[str, int]]:

@@ -26,7 +26,7 @@ def invoke(*arguments):
 
 @pytest.mark.parametrize('command', [
     [], ['train'], ['eval'], ['doctor'], ['models'], ['models', 'list'], ['models', 'show'], ['data'], ['data', 'show'],
-    ['bench'], ['bench', 'throughput']], ids=' '.join)
+    ['bench'], ['bench', 'memory'], ['bench', 'throughput']], ids=' '.join)
 def test_help(command):
     for flag in ('--help', '-h'):
         result = invoke(*command, flag)

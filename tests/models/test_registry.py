@@ -5,7 +5,7 @@ from gluon_aa.compat import mx
 from gluon_aa.errors import UsageError
 from gluon_aa.models import get_model, list_models
 from gluon_aa.models.placement import Augmentation
-from gluon_aa.models.registry import register
+from gluon_aa.models.registry import eligible_layers, register
 
 
 @pytest.mark.parametrize('name', list_models())
@@ -58,3 +58,13 @@ def test_wrong_options_are_named(name, options, message):
 def test_duplicates_are_refused(pattern, example):
     with pytest.raises(ValueError, match='is registered already, by resnet'):
         register(pattern, examples=(example,), augmentation=Augmentation())(lambda depth: None)
+
+
+@pytest.mark.parametrize('name, count', [('aa_wrn28_10', 12), ('aa_wrn10_1', 3), ('aa_resnet34', 16),
+                                         ('aa_resnet50', 16), ('wrn28_10', 0), ('cifar_resnet20_v1', 0)])
+def test_as_many_layers_are_eligible_as_last_k_takes(name, count):
+    assert eligible_layers(name) == count
+    if count:
+        get_model(name, placement=f'last:{count}', attention_backend='folded')
+        with pytest.raises(UsageError, match=f'K must be 0 to {count}'):
+            get_model(name, placement=f'last:{count + 1}', attention_backend='folded')
