@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_aa import isolation
-from gluon_aa.errors import UsageError
+from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.ways import Variants, check_batch, choices, number_of_devices, title, ways, with_keys
 from gluon_aa.memory.work import work
@@ -170,9 +170,14 @@ class _Subject:
         return self.work.step(config) / self.work.step(self.config) - 1
 
     def changes(self) -> List[Change]:
-        """Those that make it fit, cheapest first; of two keys only where no single one does; a smaller batch last."""
-        single = self._fitting(self.ways[1:]) + self._in_parts(self.open_to) + self._in_float16(combined=False)
-        found = single or self._in_parts(self.ways) + self._in_float16(combined=True)
+        """Those that make it fit, cheapest first; a smaller batch last.
+
+        Micro-batches are told as the configuration is, and in whatever way needs fewest: 64 of one image each are not
+        what anybody wants where another backend takes 4.
+        """
+        found = self._fitting(self.ways[1:]) + self._in_parts(self.open_to)
+        found += [change for change in self._in_parts(self.ways) if change.keys not in [one.keys for one in found]]
+        found += self._in_float16(combined=not found)
         return sorted(found + self._smaller(), key=lambda change: change.rank)
 
     def _in_parts(self, configs: Sequence[TrainConfig]) -> List[Change]:
@@ -209,7 +214,7 @@ class _Subject:
             effects.append(f'the training: {config.batch_size} images a step')
         if config.accumulate != self.given.accumulate:
             images = -(-config.batch_size // (number_of_devices(config) * config.accumulate))
-            effects.append(f'batch norm: {images} images at a time')
+            effects.append(f'batch norm: {images} image{"s" if images > 1 else ""} at a time')
         if config.dtype != self.given.dtype:
             effects.append('arithmetic: convolutions in float16')
         return ', '.join(effects)
@@ -229,7 +234,10 @@ class _Subject:
         asked = {'config': self.config.values(), 'classes': self.variants.classes,
                  'image_shape': list(self.variants.image_shape), 'device': list(self.variants.device),
                  'combined': combined}
-        found = isolation.call(f'{__name__}:ways_in_float16', asked, TIME_LIMIT)
+        try:
+            found = isolation.call(f'{__name__}:ways_in_float16', asked, TIME_LIMIT)
+        except FailedError:  # one way less to fit does not undo the others
+            return []
         return [self._change_of(row) for row in found]
 
     def _change_of(self, row: Row) -> Change:

@@ -9,8 +9,8 @@ from gluon_aa import compat, isolation
 from gluon_aa.errors import UsageError
 from gluon_aa.memory.devices import DEVICES, Device
 
-#: Images on each device in the steps that are metered for an extrapolation.
-PILOTS = (1, 2)
+#: Images on each device in the step that is metered for an extrapolation.
+PILOT = 2
 
 Row = Dict[str, Any]
 
@@ -26,7 +26,8 @@ def modelled(config: Row, classes: int, image_shape: Sequence[int], device: Devi
         time_limit: in seconds.
 
     Returns:
-        `batch_size`, `bytes` (by `gluon_aa.memory.plan.CATEGORIES`), `total_bytes`, `uncertainty_bytes`, `layers`.
+        `batch_size`, `bytes` (by `gluon_aa.memory.plan.CATEGORIES`), `total_bytes`, `uncertainty_bytes`, `obstacle`
+        ('' or why MXNet cannot do it), `layers`.
 
     Raises:
         FailedError: what the configuration deserves, or the process ended badly.
@@ -43,15 +44,16 @@ def modelled_here(config: Row, classes: int, image_shape: Sequence[int], device:
     from gluon_aa.training.config import from_values
     channels, height, width = image_shape
     made = plan.plans(from_values(config), classes, (channels, height, width), Device(*device), batch_sizes, inference)
-    return [{'batch_size': batch, 'bytes': each.bytes, 'total_bytes': each.total, 'uncertainty_bytes': each.uncertainty,
+    return [{'batch_size': batch, 'bytes': each.bytes, 'total_bytes': each.total,
+             'uncertainty_bytes': each.uncertainty, 'obstacle': each.obstacle,
              'layers': [layer._asdict() for layer in each.layers]} for batch, each in zip(batch_sizes, made)]
 
 
 def extrapolated(config: Row, classes: int, image_shape: Sequence[int], device: Device, batch_sizes: Sequence[int],
                  time_limit: float, inference: bool = False) -> List[Row]:
-    """As `modelled`, and what steps metered on this CPU at the tiniest batches had more is carried on linearly.
+    """As `modelled`, and more by the share that steps metered on this CPU at a tiny batch had more than their plan.
 
-    It is added as temporaries; there is nothing to take off, so that an estimate is never below the model's.
+    It is added as temporaries; nothing is taken off where they had less, so that no estimate is below the model's.
 
     Args:
         time_limit: in seconds, of each process.
@@ -63,14 +65,13 @@ def extrapolated(config: Row, classes: int, image_shape: Sequence[int], device: 
         raise UsageError('float16 cannot be metered on a CPU: model it')
     devices = len(config['gpus']) or config['cpus']
     here = {**config, 'gpus': [], 'cpus': devices}
-    pilots = [devices * pilot for pilot in PILOTS]
-    expected = modelled(here, classes, image_shape, DEVICES['cpu'], pilots, time_limit, inference)
-    beyond = [measured({**here, 'batch_size': pilot}, classes, image_shape, time_limit, inference=inference)
-              ['storage_bytes'] - row['total_bytes'] for pilot, row in zip(pilots, expected)]
-    growth = max(0.0, (beyond[1] - beyond[0]) / (pilots[1] - pilots[0]))
+    pilot = devices * PILOT
+    planned = modelled(here, classes, image_shape, DEVICES['cpu'], [pilot], time_limit, inference)[0]['total_bytes']
+    metered = measured({**here, 'batch_size': pilot}, classes, image_shape, time_limit, inference=inference)
+    share = max(0.0, metered['storage_bytes'] / planned - 1)
     rows = modelled(config, classes, image_shape, device, batch_sizes, time_limit, inference)
     for row in rows:
-        more = max(0, round(beyond[1] + growth * (row['batch_size'] - pilots[1])))
+        more = round(share * row['total_bytes'])
         row['bytes']['temporaries'] += more
         row['total_bytes'] += more
     return rows

@@ -3,9 +3,9 @@ import re
 
 #: What MXNet, CUDA, oneDNN, OpenBLAS, C++ and NumPy say where memory is too small.
 _TOO_LITTLE = re.compile(
-    r'failed to allocate cpu memory|out of memory|could not (create|initialize) a (memory object|primitive)|bad_alloc|'
-    r'cannot allocate memory|unable to allocate|memoryerror|memory allocation (still )?failed|alloc\S* failed',
-    re.IGNORECASE)
+    r'failed to allocate cpu memory|out of memory|could not create a memory object|bad_alloc|cannot allocate memory|'
+    r'could not (create|initialize) a primitive$|unable to allocate|memoryerror|alloc\S* (still )?failed|'
+    r'memory allocation (still )?failed', re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

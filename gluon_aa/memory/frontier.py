@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from gluon_aa.memory.devices import Device, in_words
 from gluon_aa.memory.request import Request, Way
-from gluon_aa.memory.sweep import FITS
+from gluon_aa.memory.sweep import FITS, TOO_LARGE
 
 Row = Dict[str, Any]
 Panel = Tuple[str, str, Way]  # device, dtype, way
@@ -26,18 +26,23 @@ def panels(rows: Sequence[Row]) -> Dict[Panel, List[Row]]:
 
 
 def frontiers(rows: Sequence[Row]) -> List[Row]:
-    """For each device, dtype and way: `largest_batch` of each depth and `deepest` of each batch size, None for none."""
+    """For each device, dtype and way: `largest_batch` of each depth and `deepest` of each batch size, None for none.
+
+    `known` is False where cells failed for other reasons than memory, so that more may fit than was found.
+    """
     found = []
     for (device, dtype, how), members in panels(rows).items():
         fitting = [(cell['depth'], cell['batch_size']) for cell in members if cell['status'] == FITS]
         depths = sorted({cell['depth'] for cell in members})
         batches = sorted({cell['batch_size'] for cell in members})
+        failed = [cell for cell in members if cell['status'] not in (FITS, TOO_LARGE)]
+        unknown_depths, unknown_batches = ({cell[name] for cell in failed} for name in ('depth', 'batch_size'))
         found.append({
             'device': device, 'dtype': dtype, **how._asdict(), 'way': str(how),
-            'largest_batch': [{'depth': depth, 'batch_size': max((b for d, b in fitting if d == depth), default=None)}
-                              for depth in depths],
-            'deepest': [{'batch_size': batch, 'depth': max((d for d, b in fitting if b == batch), default=None)}
-                        for batch in batches]})
+            'largest_batch': [{'depth': depth, 'batch_size': max((b for d, b in fitting if d == depth), default=None),
+                               'known': depth not in unknown_depths} for depth in depths],
+            'deepest': [{'batch_size': batch, 'depth': max((d for d, b in fitting if b == batch), default=None),
+                         'known': batch not in unknown_batches} for batch in batches]})
     return found
 
 
@@ -61,24 +66,27 @@ def _sentence(request: Request, device: Device, dtype: str, batch: int, edges: S
     form = '' if len(request.dtypes) == 1 else f' in {dtype}'
     place = f'On {"an" if device.title[0] in "A" else "a"} {device.title}{form} ({in_words(device.usable)} usable)'
     if not any(request.depths):  # a network without augmented layers: what is asked is the batch
-        found = [(edge['way'], max((each['batch_size'] or 0 for each in edge['largest_batch']), default=0))
-                 for edge in edges]
-        return f'{place}, ' + ', '.join(f'{name} {_batch_words(size, request)}' for name, size in found) + (
-            f' ({request.source}).')
-    found = [(edge['way'], next(each['depth'] for each in edge['deepest'] if each['batch_size'] == batch))
-             for edge in edges]
+        sizes = [(edge['way'], max((each['batch_size'] or 0 for each in edge['largest_batch']), default=0),
+                  all(each['known'] for each in edge['largest_batch'])) for edge in edges]
+        words = ', '.join(f'{name} {_batch_words(size, known, request)}' for name, size, known in sizes)
+        return f'{place}, {words} ({request.source}).'
+    found = [(edge['way'], next(each for each in edge['deepest'] if each['batch_size'] == batch)) for edge in edges]
     return (f'{place} at batch {batch}, of the {request.layers} layers that can be augmented, '
-            + ', '.join(f'{name} fits {_depth_words(depth, request)}' for name, depth in found)
+            + ', '.join(f'{name} {_depth_words(each["depth"], each["known"], request)}' for name, each in found)
             + f' ({request.source}).')
 
 
-def _batch_words(size: int, request: Request) -> str:
+def _batch_words(size: int, known: bool, request: Request) -> str:
+    if not known:
+        return f'fits batch {size} at least, the rest failed' if size else 'is not known, as its cells failed'
     return f'fits up to batch {size}' if size else f'does not even fit at batch {min(request.batch_sizes)}'
 
 
-def _depth_words(depth: Any, request: Request) -> str:
+def _depth_words(depth: Any, known: bool, request: Request) -> str:
+    if not known and depth != max(request.depths):
+        return 'is not known, as its cells failed' if depth is None else f'fits {depth} at least, as other cells failed'
     if depth is None:
-        return f'not even {request.depths[0]}' if request.depths[0] else 'not even the plain network'
+        return f'fits not even {request.depths[0]}' if request.depths[0] else 'fits not even the plain network'
     if depth == request.layers:
-        return f'all {depth}'
-    return f'{depth} (the most asked for)' if depth == max(request.depths) else str(depth or 'none')
+        return f'fits all {depth}'
+    return f'fits {depth} (the most asked for)' if depth == max(request.depths) else f'fits {depth or "none"}'

@@ -22,6 +22,9 @@ Shape = Tuple[int, ...]
 #: The batch that the graph is made with; its operators do not depend on it.
 _PILOT = 2
 
+#: Numbers in an array of MXNet 1.9.1's wheels, which are built without INT64_TENSOR_SIZE.
+LARGEST = 2 ** 31 - 1
+
 _MIRROR = '_mirror'  # what MXNet appends to the name of a node that it computes again
 
 
@@ -76,7 +79,12 @@ class StepGraph:
 
     def __init__(self, symbol: Any, trainable: Set[str], image_shape: Shape, tight: bool) -> None:
         self.symbol, self.image_shape, self.tight = symbol, image_shape, tight
-        text = _description(symbol, trainable, image_shape, tight)
+        try:
+            text = _description(symbol, trainable, image_shape, tight)
+        except mx.MXNetError as error:
+            raise FailedError(f'MXNet cannot make this network for images of {image_shape[1]}x{image_shape[2]}, as an '
+                              f'array would have more than {LARGEST} numbers: choose smaller images, or attention '
+                              'backend tiled or native') from error
         found = re.search(r'Total (\d+) MB allocated', text)
         assert found is not None, 'MXNet ends its description of an executor with the plan'
         self.planned_megabytes = int(found.group(1))

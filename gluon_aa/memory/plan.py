@@ -14,7 +14,7 @@ from gluon_aa.layers import AttentionAugmentedConv2D
 from gluon_aa.memory import buffers, onednn
 from gluon_aa.memory.buffers import Buffers
 from gluon_aa.memory.devices import CONTEXT, START_SPIKE, Device
-from gluon_aa.memory.graph import Entry, Node, Sizes, StepGraph
+from gluon_aa.memory.graph import LARGEST, Entry, Node, Sizes, StepGraph
 from gluon_aa.models import get_model
 from gluon_aa.training import precision
 from gluon_aa.training.config import TrainConfig
@@ -27,6 +27,8 @@ from gluon_aa.training.recompute import MARK, mark, trace
 #: what operators ask for while they run, oneDNN's or cuDNN's; the last two are a GPU's alone.
 CATEGORIES = ('parameters', 'gradients', 'optimizer', 'statistics', 'exchange', 'input', 'activations', 'attention',
               'temporaries', 'workspace', 'rounding', 'context')
+
+_NOWHERE = 2 ** 60  # bytes
 
 _FLOAT = 4  # bytes; parameters are float32 whatever the number format
 
@@ -67,6 +69,7 @@ class Plan:
     bytes: Dict[str, int]
     layers: Tuple[Layer, ...]
     uncertainty: int = 0
+    obstacle: str = ''  # why MXNet cannot do it, however much memory there is
 
     @property
     def total(self) -> int:
@@ -74,8 +77,8 @@ class Plan:
 
     @property
     def safe(self) -> int:
-        """What a device must have."""
-        return self.total + self.uncertainty
+        """What a device must have; more than there is anywhere where there is an obstacle."""
+        return _NOWHERE if self.obstacle else self.total + self.uncertainty
 
 
 def plans(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int], device: Device,
@@ -150,7 +153,7 @@ class Planner:
             found['workspace'] = one.copies + devices * (one.total - one.copies)  # CPU devices share theirs
             # in the first step oneDNN makes temporaries itself, which then have half of MXNet's workspace for them
             uncertainty = one.temporaries // 2 + _PROCESS
-        return Plan(images, found, tuple(layers), uncertainty)
+        return Plan(images, found, tuple(layers), uncertainty, _obstacle(sizes))
 
     def _parts(self, sizes: Sizes) -> List[Buffers]:
         if self.executor:
@@ -192,6 +195,11 @@ class Planner:
         found['workspace'] = most // 2
         found['context'] = max(CONTEXT, START_SPIKE - sum(found.values()))
         return most - most // 2 + _CONTEXT_UNCERTAINTY
+
+
+def _obstacle(sizes: Sizes) -> str:
+    largest = max(map(math.prod, sizes.shapes.values()))
+    return f'an array of {largest:,} numbers, and MXNet has none of more than {LARGEST:,}' if largest > LARGEST else ''
 
 
 def _states(config: TrainConfig) -> int:

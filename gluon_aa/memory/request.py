@@ -101,19 +101,21 @@ class Request:
 
     def found_devices(self) -> List[Device]:
         """The devices with the memory that decides; a CPU's own is what is free now."""
-        return [_with_memory(_present_gpu(self.gpus) if name == PRESENT_GPU else find_device(name), self.memory_budget)
-                for name in self.devices]
+        return [_with_memory(_present_gpu(self.gpus) if name == PRESENT_GPU else find_device(name), self.memory_budget,
+                             self.cpus) for name in self.devices]
 
 
 def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _with_memory(device: Device, budget: Optional[int]) -> Device:
+def _with_memory(device: Device, budget: Optional[int], cpus: int) -> Device:
+    """The device with its budget; CPU devices share what is free."""
     if budget is None and device.memory is None:
-        budget = machine.available_memory()
-        if budget is None:
+        free = machine.available_memory()
+        if free is None:
             raise FailedError('this system does not tell how much memory is free: say --memory-budget, such as 8GiB')
+        budget = free // cpus
     return device if budget is None else device._replace(memory=budget)
 
 

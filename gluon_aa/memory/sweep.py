@@ -103,7 +103,9 @@ def _plan_line(line: Line, time_limit: float, finders: Finders) -> List[Row]:
 
 def _judged(line: Line, row: Row) -> Row:
     batch_size, budget = row.pop('batch_size'), line.device.usable
-    needed = row['total_bytes'] + row['uncertainty_bytes']
+    needed, obstacle = row['total_bytes'] + row['uncertainty_bytes'], row.pop('obstacle', '')
+    if obstacle:
+        return _cell(line, batch_size, TOO_LARGE, obstacle, **row)
     if needed <= budget:
         return _cell(line, batch_size, FITS, '', **row)
     margin = f', {in_words(row["uncertainty_bytes"])} of it uncertain' if row['uncertainty_bytes'] else ''
@@ -176,7 +178,8 @@ def _measure(line: Line, batch_size: int, time_limit: float, finders: Finders) -
     request, budget = line.request, line.device.usable
     arguments = line.config(batch_size), request.classes, request.image_shape, time_limit
     try:
-        found = finders.measured(*arguments, inference=request.inference, budget=None if line.device.gpu else budget)
+        found = finders.measured(*arguments, inference=request.inference,
+                                 budget=None if line.device.gpu else budget * line.places)  # of one process
     except (FailedError, UsageError) as error:
         status, message = classified(error)
         if _VIOLENT.match(message) and status == CRASHED and request.memory_budget and not line.device.gpu:

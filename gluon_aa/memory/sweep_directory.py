@@ -11,6 +11,7 @@ from gluon_aa import files
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.memory.devices import Device
 from gluon_aa.memory.request import Request, make
+from gluon_aa.memory.sweep import CRASHED, TIMED_OUT
 
 ASKED, CELLS, RESULT = 'sweep.json', 'cells.jsonl', 'result.json'
 
@@ -123,10 +124,12 @@ class Recorder:
         if len(whole) < len(content):  # a process was killed while it wrote its last line
             self._file.truncate(len(whole))
         try:
-            return [dict(json.loads(line)) for line in whole.splitlines()]
+            cells = [dict(json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError) as error:
             raise FailedError(f'{self.path} was changed or damaged ({error}): sweep anew, with another --output'
                               ) from error
+        # what failed for other reasons than memory is tried again
+        return [cell for cell in cells if cell['status'] not in (TIMED_OUT, CRASHED)]
 
     def add(self, cell: Row) -> None:
         """Append a cell. Raises FailedError where that fails."""

@@ -116,6 +116,7 @@ def test_gpus_that_are_not_here_can_only_be_modelled(in_tmp_path):
     assert result.exit_code == 1 and 'MXNet sees 0 GPUs here' in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(native.unavailable() is not None, reason='native cannot be built here')
 def test_native_is_among_the_ways_of_cpus(in_tmp_path):
     result = invoke('bench', 'memory', '--net', 'aa_wrn10_1', '--batch-size', '4', '--depth', '1', '--input-size',

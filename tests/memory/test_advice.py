@@ -97,7 +97,7 @@ def test_a_backend_is_changed_before_what_is_computed_again_and_the_batch(made_u
 def test_micro_batches_are_as_few_as_fit_and_come_after_what_alters_nothing(made_up):
     asked = {'attention_backend': 'reference', 'memory_mode': 'speed'}
     found = advised(BASE + UNCERTAIN + 3 * 6 * 8, **asked)
-    assert [change['keys'] for change in found['changes']][2:] == [{'accumulate': 4}, {'batch_size': 2}]
+    assert [change['keys'] for change in found['changes']][-2:] == [{'accumulate': 4}, {'batch_size': 2}]
     assert 'alters batch norm: 2 images at a time' in found['changes'][2]['why']
     change = change_that_fits(*on(BASE + UNCERTAIN + 3 * 4 * 4, **asked))  # no way fits, one image does not either
     assert change.keys == {'attention_backend': 'tiled', 'memory_mode': 'recompute', 'tile': 64, 'accumulate': 2}
@@ -149,6 +149,7 @@ def test_flags_are_words_of_the_command_line():
     assert ' '.join(advice.flags(keys)) == '--net wrn10_1 --no-relative --hybridize --gpus 0,1 --key-ratio 0.25'
 
 
+@pytest.mark.slow
 def test_planned_again_the_changed_configuration_fits_and_the_asked_one_does_not():
     asked = {**NET, 'attention_backend': 'reference', 'memory_mode': 'speed', 'batch_size': 64}
     shape, device = (3, 32, 48), find_device('p100-12g')

@@ -28,14 +28,16 @@ def test_extrapolations_are_right_and_not_below_the_model():
         assert row['total_bytes'] == sum(row['bytes'].values()) >= below['total_bytes']
 
 
-def test_more_than_the_model_is_carried_on(monkeypatch):
-    rows = {2: 100, 4: 120, 32: 400}
+def test_more_than_the_model_is_carried_on_and_less_is_not(monkeypatch):
+    rows = {4: 120, 32: 400}
     monkeypatch.setattr(cells, 'modelled', lambda config, classes, shape, device, batches, *rest: [
         {'batch_size': batch, 'bytes': {'temporaries': rows[batch]}, 'total_bytes': rows[batch]} for batch in batches])
-    peaks = {2: 103, 4: 127}
+    peaks = {4: 126}
     monkeypatch.setattr(cells, 'measured', lambda config, *rest, **more: {'storage_bytes': peaks[config['batch_size']]})
-    row, = cells.extrapolated(values(cpus=2), 10, SHAPE, CPU, [32], 1)  # 3 and 7 above: 2 more an image
-    assert row['total_bytes'] == row['bytes']['temporaries'] == 400 + 7 + 28 * 2
+    row, = cells.extrapolated(values(cpus=2), 10, SHAPE, CPU, [32], 1)  # two images a device were a twentieth more
+    assert row['total_bytes'] == row['bytes']['temporaries'] == 420
+    peaks[4] = 100
+    assert cells.extrapolated(values(cpus=2), 10, SHAPE, CPU, [32], 1)[0]['total_bytes'] == 400
 
 
 def test_float16_cannot_be_extrapolated():
@@ -58,7 +60,9 @@ def test_a_budget_is_enforced():
 
 @pytest.mark.parametrize('text, lack', [
     ('MXNetError: Failed to allocate CPU Memory', True), ('cudaMalloc retry failed: out of memory', True),
-    ('could not create a memory object', True), ('std::bad_alloc', True),
+    ('could not create a memory object', True),
+    ('could not create a primitive', True),
+    ('could not create a primitive descriptor for a reorder primitive', False), ('std::bad_alloc', True),
     ('Unable to allocate 3.2 GiB for an array', True), ('OpenBLAS: malloc failed in gemm_driver', True),
     ('its process ended with code -9: it said nothing', False), ('unknown network', False),
     ('not done after 3 s', False)])

@@ -27,13 +27,13 @@ def plan(batch_size, net='aa_wrn10_2', device=CPU, inference=False, **options):
 
 
 @pytest.mark.parametrize('batch_size, options', [
-    (6, {'net': 'wrn16_2'}),
-    (5, {'attention_backend': 'reference'}),
-    (4, {'attention_backend': 'folded', 'optimizer': 'adam'}),
+    (5, {'attention_backend': 'reference', 'optimizer': 'adam'}),
     (9, {'attention_backend': 'native', 'net': 'aa_wrn16_2'}),
     (4, {'attention_backend': 'tiled', 'tile': 60, 'memory_mode': 'recompute'}),
-    (7, {'attention_backend': 'folded', 'memory_mode': 'recompute', 'recompute': 'blocks'}),
-    (8, {'net': 'aa_resnet18', 'attention_backend': 'folded', 'cpus': 2}),
+    pytest.param(6, {'net': 'wrn16_2'}, marks=pytest.mark.slow),
+    pytest.param(7, {'attention_backend': 'folded', 'memory_mode': 'recompute', 'recompute': 'blocks'},
+                 marks=pytest.mark.slow),
+    pytest.param(8, {'net': 'aa_resnet18', 'attention_backend': 'folded', 'cpus': 2}, marks=pytest.mark.slow),
 ])
 def test_the_total_is_what_a_step_was_measured_to_take(batch_size, options):
     config = keys(**{**options, 'batch_size': batch_size})
@@ -121,6 +121,16 @@ def test_float16_halves_maps_of_convolutions():
 
 
 def test_a_plan_needs_no_memory_of_its_size():
-    """Two terabytes of maps, which no machine has."""
-    made, = plans(keys(attention_backend='reference', placement='all'), 10, (3, 64, 64), P100, [4096])
-    assert made.total > 2e12
+    """A quarter of a terabyte, which few machines have."""
+    made, = plans(keys('wrn28_10'), 10, (3, 32, 32), P100, [12000])
+    assert made.total > 2.5e11 and not made.obstacle
+
+
+def test_arrays_larger_than_mxnets_do_not_fit_anywhere():
+    """Maps of 8 heads at 32x32: 256 images have 2^31 numbers, one more than an array may have."""
+    config = load(None, {'net': 'aa_wrn10_2', 'memory_mode': 'speed', 'attention_backend': 'reference'})
+    fits, too_large = plans(config, 10, (3, 32, 32), DEVICES['a100-40g'], [255, 256])
+    assert fits.obstacle == '' and fits.safe < DEVICES['a100-40g'].usable
+    assert '2,147,483,648 numbers' in too_large.obstacle and too_large.safe > 10 ** 18
+    with pytest.raises(FailedError, match='choose smaller images, or attention backend tiled'):
+        plans(config, 10, (3, 224, 224), DEVICES['a100-40g'], [8])

@@ -255,7 +255,7 @@ def test_a_directory_has_one_sweep(tmp_path):
         SweepDirectory.resume(path, {})
 
 
-@pytest.mark.parametrize('source', ['modelled', 'extrapolated', 'measured'])
+@pytest.mark.parametrize('source', ['modelled', pytest.param('extrapolated', marks=pytest.mark.slow), 'measured'])
 def test_real_cells_of_each_source(source):
     asked = ask(devices=('cpu',), source=source, batch_sizes=(1, 2), depths=(2,), backends=('folded',),
                 input_size='16x24', memory_budget=GIB)
@@ -268,6 +268,7 @@ def test_real_cells_of_each_source(source):
     assert all(3 * weights < count < 10 ** 8 for count in measured) and measured == sorted(measured)
 
 
+@pytest.mark.slow
 def test_a_real_budget_is_enforced():
     asked = ask_to_measure(batch_sizes=(1, 64), depths=(3,), backends=('reference',), memory_budget=GIB)
     cells = sweep.run(asked, asked.found_devices(), (), print, sweep.Limits(120))
