@@ -7,9 +7,9 @@ Planned bytes: gluon_aa.memory.plan's for this CPU, without running anything.
 Measured, at the batch sizes of --measure, over whole steps from the first allocation on: the peak of MXNet's storage
 profiler, the growth of the process (RSS), and, in another process that is not profiled, the seconds of a step.
 
-On CPUs plan and profiler count more than the process takes: oneDNN's softmax, where it writes a gradient in place, counts
-a map towards the workspace of the next operator that asks for one, which is then given twice the sum, and touches none
-of it (TmpMemMgr of MXNet 1.9.1's mkldnn_base-inl.h; gone with MXNET_MKLDNN_ENABLED=0).
+On CPUs plan and profiler count more than the process takes: oneDNN's softmax, where it writes a gradient in place,
+counts a map towards the workspace of the next operator that asks for one, which is then given twice the sum, and touches
+none of it (TmpMemMgr of MXNet 1.9.1's mkldnn_base-inl.h; gone with MXNET_MKLDNN_ENABLED=0).
 """
 import argparse
 import json
