@@ -8,8 +8,8 @@ Measured, at the batch sizes of --measure, over whole steps from the first alloc
 profiler, the growth of the process (RSS), and, in another process that is not profiled, the seconds of a step.
 
 On CPUs plan and profiler count more than the process takes: oneDNN's softmax, where it writes a gradient in place,
-counts a map towards the workspace of the next operator that asks for one, which is then given twice the sum, and touches
-none of it (TmpMemMgr of MXNet 1.9.1's mkldnn_base-inl.h; gone with MXNET_MKLDNN_ENABLED=0).
+counts a map towards the workspace of the next operator that asks for one, which is then given twice the sum, and
+touches none of it (TmpMemMgr of MXNet 1.9.1's mkldnn_base-inl.h; gone with MXNET_MKLDNN_ENABLED=0).
 """
 import argparse
 import json

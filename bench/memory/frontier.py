@@ -18,9 +18,9 @@ from gluon_aa import machine
 
 #: Network -> (budget, depths, backends, batch sizes): budgets that some cells exceed.
 CASES: Dict[str, List[str]] = {
-    'aa_wrn10_2': ['600MiB', '1,2,3', 'reference,folded,native', '1,2,3,4,6,8,12,16,24,32,48,64,96,128'],
-    'aa_wrn16_4': ['800MiB', '0,2,4,6', 'folded,tiled', '1,2,3,4,6,8,12,16,24,32,48,64,96,128'],
-    'aa_resnet18': ['500MiB', '0,4,8', 'reference,tiled,native', '1,2,4,8,12,16,24,32,48,64,96,128'],
+    'aa_wrn10_2': ['600MiB', '2,3', 'reference,folded,native', '1,2,3,4,6,8,12,16,24,32,48,64,96,128'],
+    'aa_wrn16_4': ['300MiB', '0,3,4', 'folded,tiled', '1,2,3,4,6,8,12,16,24,32,48'],
+    'aa_resnet18': ['400MiB', '0,8', 'reference,tiled,native', '1,2,4,8,12,16,24,32,48'],
 }
 
 
