@@ -229,7 +229,7 @@ class _Owner(NamedTuple):
 
 
 #: Buffers that layers use in turn.
-_SHARED = _Owner('in turn', 'attention of all layers')
+_SHARED = _Owner('shared by attention', 'buffers')
 
 
 class _Owners:

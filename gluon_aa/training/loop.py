@@ -9,7 +9,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, NamedTuple, O
 from gluon_aa.data import Dataset, Split, load_dataset
 from gluon_aa.data.pipeline import Batch, TrainingBatches, evaluation_batches, prefetch
 from gluon_aa.errors import FailedError, UsageError
-from gluon_aa.training import checkpoint, shortage
+from gluon_aa.training import checkpoint, precision, shortage
 from gluon_aa.training.assembly import build_engine, circumstances, for_evaluation, how_computed, noted, words
 from gluon_aa.training.checkpoint import Position
 from gluon_aa.training.config import RESUMABLE, TrainConfig, from_values, override, parse_interval, parse_size
@@ -137,6 +137,7 @@ def _prepare(config: TrainConfig, reporter: Reporter, run: Optional[RunDirectory
     batches = TrainingBatches(dataset.train, config.batch_size, config.seed,
                               crop_padding=dataset.crop_padding if config.data_augmentation else 0,
                               flip=dataset.flip and config.data_augmentation, last_batch=config.last_batch)
+    precision.use(config.dtype, on_gpus=bool(config.gpus))
     resolve_devices(config.gpus, config.cpus)  # are they there at all?
     shape = (dataset.channels, *dataset.input_size)
     subject = shortage.Subject.of(config, len(dataset.classes), shape)
