@@ -122,8 +122,10 @@ def report(rows: List[Row], column: str) -> str:
     if not errors:
         return f'{column}: none'
     absolute = sorted(map(abs, errors))
+    too_low = [sum(error < -limit for error in errors) for limit in (1, 2)]
     return (f'{column}: {len(errors)} cells, absolute error median {statistics.median(absolute):.2f} %, '
-            f'worst {absolute[-1]:.2f} %, lowest {min(errors):+.2f} %, highest {max(errors):+.2f} %')
+            f'worst {absolute[-1]:.2f} %, lowest {min(errors):+.2f} %, highest {max(errors):+.2f} %; too low by more '
+            f'than 1 %: {too_low[0]}, than 2 %: {too_low[1]}')
 
 
 def main() -> None:
