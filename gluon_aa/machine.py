@@ -44,7 +44,7 @@ def cgroup_cpu_limit(root: pathlib.Path = pathlib.Path('/')) -> Optional[float]:
     return min(limits, default=None)
 
 
-def _cgroup_directories(root: pathlib.Path) -> List[pathlib.Path]:
+def _cgroup_directories(root: pathlib.Path, controller: str = 'cpu') -> List[pathlib.Path]:
     """Every cgroup directory that holds this process, from its own up to the mount."""
     try:
         lines = (root / 'proc/self/cgroup').read_text().splitlines()
@@ -56,8 +56,8 @@ def _cgroup_directories(root: pathlib.Path) -> List[pathlib.Path]:
         _, controllers, path = line.split(':', 2)
         if controllers == '':
             top = mount
-        elif 'cpu' in controllers.split(','):
-            top = mount / 'cpu'
+        elif controller in controllers.split(','):
+            top = mount / controller
         else:
             continue
         own = top / path.lstrip('/')
@@ -78,13 +78,28 @@ def _cgroup_limit(directory: pathlib.Path) -> Optional[float]:
 
 
 def available_memory(root: pathlib.Path = pathlib.Path('/')) -> Optional[int]:
-    """Bytes that can be used without swapping, as the kernel estimates them; None where it does not say."""
+    """Bytes that can be used without swapping, as the kernel estimates them, within the tightest cgroup; None where it
+    does not say."""
     try:
         lines = (root / 'proc/meminfo').read_text().splitlines()
     except OSError:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')]
-    return found[0] if found else None
+    limits = [left for left in map(_cgroup_memory_left, _cgroup_directories(root, 'memory')) if left is not None]
+    return min([found[0], *limits]) if found else None
+
+
+def _cgroup_memory_left(directory: pathlib.Path) -> Optional[int]:
+    """Bytes that a cgroup (v2 or v1) may still take, files that are read but not in use counted as free."""
+    for limit, usage in (('memory.max', 'memory.current'), ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
+        try:
+            most, used = (directory / limit).read_text().strip(), int((directory / usage).read_text())
+            lines = (directory / 'memory.stat').read_text().splitlines()
+        except OSError:
+            continue
+        files = [int(line.split()[1]) for line in lines if line.split()[0] in ('inactive_file', 'total_inactive_file')]
+        return None if most == 'max' else max(0, int(most) - used + max(files, default=0))
+    return None
 
 
 def cpu_model(root: pathlib.Path = pathlib.Path('/')) -> str:

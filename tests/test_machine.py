@@ -82,3 +82,18 @@ def test_available_memory(root):
 def test_this_machine():
     assert 2 ** 20 < machine.available_memory() < 2 ** 50
     assert 1 <= machine.physical_cores() <= len(machine.usable_cpus())
+
+
+@pytest.mark.parametrize('place, names, prefix', [
+    ('0::/service\n', ('memory.max', 'memory.current'), ''),
+    ('9:memory:/service\n', ('memory.limit_in_bytes', 'memory.usage_in_bytes'), 'memory/')])
+def test_available_memory_is_within_the_cgroup(root, place, names, prefix):
+    write(root / 'proc/meminfo', 'MemAvailable:    8000000 kB\n')
+    write(root / 'proc/self/cgroup', place)
+    own = root / 'sys/fs/cgroup' / prefix / 'service'
+    write(own / names[0], '1000000\n')
+    write(own / names[1], '700000\n')
+    write(own / 'memory.stat', 'file 9\ninactive_file 5000\n')
+    assert machine.available_memory(root) == 1000000 - 700000 + 5000
+    write(own / names[0], 'max\n' if names[0] == 'memory.max' else f'{2 ** 63 - 4096}\n')
+    assert machine.available_memory(root) == 8000000 * 1024

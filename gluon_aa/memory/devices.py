@@ -89,5 +89,7 @@ def parse_bytes(text: str) -> int:
 
 
 def in_words(count: float) -> str:
-    """Bytes for people: 14.82 GiB, 96 MiB."""
+    """Bytes for people: 14.82 GiB, 96 MiB, 11 bytes."""
+    if count < 2 ** 20:
+        return f'{count / 1024:.0f} KiB' if count >= 1024 else f'{count:.0f} bytes'
     return f'{count / 2 ** 30:.2f} GiB' if count >= 2 ** 30 else f'{count / 2 ** 20:.0f} MiB'

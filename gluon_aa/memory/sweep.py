@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Seq
 from gluon_aa import machine
 from gluon_aa.errors import FailedError, UsageError
 from gluon_aa.memory import cells, failures
-from gluon_aa.memory.devices import Device, in_words
+from gluon_aa.memory.devices import CONTEXT, Device, in_words
 from gluon_aa.memory.request import Line, Request
 
 FITS, TOO_LARGE, TIMED_OUT, CRASHED, NOT_RUN = STATUSES = (
@@ -187,7 +187,8 @@ def _measure(line: Line, batch_size: int, time_limit: float, finders: Finders) -
         return _cell(line, batch_size, status, message)
     taken = found['storage_bytes']
     figures = {**found, 'total_bytes': taken, 'uncertainty_bytes': 0}
-    if taken > budget:  # nothing enforces it on GPUs
+    beside = CONTEXT if line.device.gpu else 0
+    if max(taken, found['driver_bytes'] or 0) + beside > budget:  # nothing enforces it on GPUs
         return _cell(line, batch_size, TOO_LARGE, f'it ran, but took {in_words(taken)} of {in_words(budget)}',
                      **figures)
     return _cell(line, batch_size, FITS, '', **figures)

@@ -44,4 +44,5 @@ def test_unknown_devices_name_the_near_ones():
 
 
 def test_bytes_for_people():
-    assert [in_words(count) for count in (3 * 2 ** 20, 2 ** 30, 1.5 * 2 ** 34)] == ['3 MiB', '1.00 GiB', '24.00 GiB']
+    assert [in_words(count) for count in (11, 5120, 3 * 2 ** 20, 1.5 * 2 ** 34)] == [
+        '11 bytes', '5 KiB', '3 MiB', '24.00 GiB']
