@@ -157,10 +157,7 @@ class Line(NamedTuple):
                 'dataset': 'synthetic', 'input_size': self.request.input_size, 'batch_size': batch_size,
                 'gpus': self.request.gpus or (0,) if self.device.gpu else None,
                 'cpus': None if self.device.gpu else self.places}
-        values = load(None, {key: value for key, value in keys.items() if value is not None}).values()
-        if self.device.gpu:
-            del values['cpus']  # the two exclude each other
-        return values
+        return load(None, {key: value for key, value in keys.items() if value is not None}).values()
 
 
 def parse_depths(text: str) -> Union[str, Tuple[int, ...]]:

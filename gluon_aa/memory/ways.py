@@ -162,13 +162,8 @@ def choices(config: TrainConfig, augmented: bool) -> List[TrainConfig]:
     Raises:
         UsageError: choices that contradict each other or the device.
     """
-    if augmented:
-        return [automatic.apply(config, candidate) for candidate in automatic.candidates(config)]
-    automatic.candidates(dataclasses.replace(config, attention_backend='folded'))  # for its checks
-    modes = [config.memory_mode]
-    if config.memory_mode == 'auto':
-        modes = ['speed', 'recompute'] if config.memory_budget else ['speed']
-    return [with_keys(config, {'attention_backend': 'folded', 'memory_mode': mode}) for mode in modes]
+    open_to = automatic.candidates if augmented else automatic.without_attention
+    return [automatic.apply(config, candidate) for candidate in open_to(config)]
 
 
 def check_batch(config: TrainConfig) -> None:

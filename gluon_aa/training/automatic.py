@@ -110,7 +110,7 @@ def resolve(config: TrainConfig, classes: int, image_shape: Tuple[int, int, int]
         FailedError: nothing fits the memory budget.
     """
     open_to = (candidates(config) if _is_augmented(config, classes, image_shape) else
-               _without_attention(config))
+               without_attention(config))
     if not _is_planned(config) or (len(open_to) == 1 and not config.memory_budget):
         choice = Choice(open_to[0])
     else:
@@ -181,7 +181,7 @@ def _is_augmented(config: TrainConfig, classes: int, image_shape: Tuple[int, int
     return is_augmented(get_model(config.net, classes, input_size=image_shape[1:], **options))
 
 
-def _without_attention(config: TrainConfig) -> List[Candidate]:
+def without_attention(config: TrainConfig) -> List[Candidate]:
     """For a network in which nothing is tiled. There is little that auto could save: in memory mode recompute buffers
     are packed tighter, which is tried where a budget asks for it."""
     _check(config)

@@ -17,6 +17,7 @@ from gluon_aa.memory import sweep
 from gluon_aa.memory.frontier import frontiers
 from gluon_aa.memory.request import Way
 from gluon_aa.memory.sweep_directory import SweepDirectory
+from gluon_aa.training.config import from_values
 from sweeps import GIB, Table, ask, ask_to_measure, depth_of, run
 
 
@@ -151,7 +152,7 @@ def test_several_devices_share_a_batch():
     line = ask(gpus=(0, 1)).lines(ask().found_devices())[0]
     assert line.about()['devices'] == 2
     config = line.config(8)
-    assert config['gpus'] == [0, 1] and 'cpus' not in config and config['batch_size'] == 8
+    assert config['gpus'] == [0, 1] and config['batch_size'] == 8 and from_values(config).values() == config
     asked = ask(devices=('cpu',), cpus=2)
     config = asked.lines(asked.found_devices())[0].config(8)
     assert config['gpus'] == [] and config['cpus'] == 2
