@@ -72,7 +72,8 @@ class StepGraph:
     Attributes:
         nodes: in the order in which they run. outputs: the entries that the graph gives, loss and correct first.
         forward_nodes: how many of the nodes, which come first, are the forward pass.
-        planned_megabytes: what MXNet says that an executor needs at the batch that the graph is made with, rounded down.
+        planned_megabytes: what MXNet says that an executor needs at the batch that the graph is made with; it rounds
+            down.
     """
 
     def __init__(self, symbol: Any, trainable: Set[str], image_shape: Shape, tight: bool) -> None:
